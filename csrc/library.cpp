@@ -1,0 +1,33 @@
+// The schemas of every op, once. Kernels register themselves beside their code (csrc/<backend>/<op>.cpp).
+#include <torch/library.h>
+
+TORCH_LIBRARY(mobilevit, m) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+
+  m.def(
+      "unfold_attn_fold(Tensor qkv, int num_heads, int[2] patch_size, float? scale=None) -> Tensor",
+      tags);
+  m.def(
+      "unfold_attn_fold_forward(Tensor qkv, int num_heads, int[2] patch_size, float? scale=None) "
+      "-> (Tensor out, Tensor logsumexp)",
+      tags);
+  m.def(
+      "unfold_attn_fold_backward(Tensor grad_out, Tensor qkv, Tensor out, Tensor logsumexp, int num_heads, "
+      "int[2] patch_size, float? scale=None) -> Tensor",
+      tags);
+
+  m.def(
+      "separable_attn(Tensor x, Tensor qkv_weight, Tensor? qkv_bias, Tensor out_weight, Tensor? out_bias, "
+      "int[2] patch_size) -> Tensor",
+      tags);
+  m.def(
+      "separable_attn_forward(Tensor x, Tensor qkv_weight, Tensor? qkv_bias, Tensor out_weight, "
+      "Tensor? out_bias, int[2] patch_size) -> (Tensor out, Tensor scores, Tensor pooled, Tensor context)",
+      tags);
+  m.def(
+      "separable_attn_backward(Tensor grad_out, Tensor x, Tensor qkv_weight, Tensor? qkv_bias, "
+      "Tensor out_weight, Tensor scores, Tensor pooled, Tensor context, int[2] patch_size, "
+      "bool[2] output_mask) -> (Tensor grad_x, Tensor grad_qkv_weight, Tensor grad_qkv_bias, "
+      "Tensor grad_out_weight, Tensor grad_out_bias)",
+      tags);
+}

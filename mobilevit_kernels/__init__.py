@@ -1,0 +1,16 @@
+"""Fused attention kernels and drop-in models for MobileViT v1, v2 and v3."""
+
+from mobilevit_kernels import reference
+from mobilevit_kernels.backends import current_backend, explain_backends, use_backend
+from mobilevit_kernels.ops import separable_attn, unfold_attn_fold
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "current_backend",
+    "explain_backends",
+    "reference",
+    "separable_attn",
+    "unfold_attn_fold",
+    "use_backend",
+]

@@ -1,0 +1,119 @@
+"""Which implementation runs an op: the choice, and the reason where one cannot be taken."""
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+OPS = ("unfold_attn_fold", "separable_attn")
+KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+def _native_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if device_type != "cpu":
+        return f"the native kernels run on CPU tensors, got a {device_type} tensor"
+    if dtype not in KERNEL_DTYPES:
+        return f"the native kernels take float32, float64, bfloat16 and float16, got {dtype}"
+    return None
+
+
+def _reference_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if not dtype.is_floating_point:
+        return f"attention needs a floating-point dtype, got {dtype}"
+    return None
+
+
+# In order of preference for "auto". Each predicate returns None if the backend can run, else why it cannot.
+_REASONS: dict[str, Callable[[str, str, torch.dtype], str | None]] = {
+    "native": _native_reason,
+    "reference": _reference_reason,
+}
+BACKENDS = ("auto", *_REASONS)
+
+
+def _validated(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_choice = _validated(os.environ.get("MOBILEVIT_BACKEND", "auto"), "MOBILEVIT_BACKEND")
+
+
+def current_backend() -> str:
+    """Returns the name that was chosen last: "auto" or a backend's."""
+    return _choice
+
+
+class use_backend:
+    """Chooses the implementation of every op in this process, as a setter or as a context manager.
+
+    The environment variable ``MOBILEVIT_BACKEND`` sets the choice at import. A backend chosen by name that cannot
+    run a problem is an error, never a silent fallback; "auto" takes the first that can.
+
+    Args:
+        name: "auto", "native" (compiled kernels) or "reference" (plain PyTorch).
+
+    Raises:
+        ValueError: the name is none of these.
+    """
+
+    def __init__(self, name: str):
+        global _choice
+        self._previous = _choice
+        _choice = _validated(name, "use_backend(name)")
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _choice
+        _choice = self._previous
+
+
+def explain_backends(
+    op: str,
+    tensor: Tensor | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, str | None]:
+    """Says which backends can run a problem, in the order "auto" tries them.
+
+    Args:
+        op: "unfold_attn_fold" or "separable_attn".
+        tensor: the op's first argument; its device and dtype override the two below.
+        device: device of the problem.
+        dtype: dtype of the problem.
+
+    Returns:
+        Backend name -> None where it can run, else the reason why it cannot.
+
+    Raises:
+        ValueError: there is no such op.
+    """
+    if op not in OPS:
+        raise ValueError(f"explain_backends(op): expected one of {', '.join(OPS)}, got {op!r}")
+    device_type = tensor.device.type if tensor is not None else torch.device(device).type
+    dtype = tensor.dtype if tensor is not None else dtype
+    return {name: reason(op, device_type, dtype) for name, reason in _REASONS.items()}
+
+
+def select_backend(op: str, tensor: Tensor) -> str:
+    """Returns the name of the backend that runs this problem under the current choice.
+
+    Raises:
+        RuntimeError: the chosen backend (or, under "auto", every backend) cannot run it; the message says why.
+    """
+    names = tuple(_REASONS) if _choice == "auto" else (_choice,)
+    reasons = []
+    for name in names:
+        reason = _REASONS[name](op, tensor.device.type, tensor.dtype)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise RuntimeError(f"{op} cannot run on backend {_choice!r}: {'; '.join(reasons)}")

@@ -1,0 +1,75 @@
+"""Shape and dtype checks of the ops for the paths without a native kernel; csrc/checks.h says the same in C++."""
+
+from torch import Tensor
+
+
+def check_patch_grid(name: str, x: Tensor, patch_size: tuple[int, int]) -> None:
+    """Raises ValueError unless ``x`` is 4-d and divides into patches."""
+    if x.dim() != 4:
+        raise ValueError(f"{name}: expected 4 dimensions [B, C, H, W], got {x.dim()}")
+    ph, pw = patch_size
+    if ph < 1 or pw < 1:
+        raise ValueError(f"patch_size: expected two positive ints, got ({ph}, {pw})")
+    height, width = x.shape[2:]
+    if height % ph != 0 or width % pw != 0:
+        raise ValueError(f"{name}: H and W must be divisible by patch_size ({ph}, {pw}), got {height} x {width}")
+
+
+def check_unfold_attn_fold(qkv: Tensor, num_heads: int, patch_size: tuple[int, int]) -> None:
+    """Raises ValueError or TypeError where the arguments of ``unfold_attn_fold`` break its contract."""
+    check_patch_grid("qkv", qkv, patch_size)
+    _check_floating("qkv", qkv)
+    if num_heads < 1:
+        raise ValueError(f"num_heads: expected a positive int, got {num_heads}")
+    channels = qkv.shape[1]
+    if channels < 1 or channels % (3 * num_heads) != 0:
+        raise ValueError(f"qkv: channels must be 3 * num_heads * head_dim with num_heads={num_heads}, got {channels}")
+
+
+def check_separable_attn(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    patch_size: tuple[int, int],
+) -> None:
+    """Raises ValueError or TypeError where the arguments of ``separable_attn`` break its contract."""
+    check_patch_grid("x", x, patch_size)
+    _check_floating("x", x)
+    channels = x.shape[1]
+    if channels < 1:
+        raise ValueError("x: expected at least one channel, got 0")
+    _check_weight("qkv_weight", qkv_weight, 1 + 2 * channels, x)
+    _check_bias("qkv_bias", qkv_bias, 1 + 2 * channels, x)
+    _check_weight("out_weight", out_weight, channels, x)
+    _check_bias("out_bias", out_bias, channels, x)
+
+
+def _check_floating(name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
+
+
+def _check_weight(name: str, weight: Tensor, rows: int, x: Tensor) -> None:
+    columns = x.shape[1]
+    if tuple(weight.shape) not in ((rows, columns), (rows, columns, 1, 1)):
+        raise ValueError(
+            f"{name}: expected [{rows}, {columns}] or [{rows}, {columns}, 1, 1], got {list(weight.shape)}"
+        )
+    _check_alike(name, weight, x)
+
+
+def _check_bias(name: str, bias: Tensor | None, size: int, x: Tensor) -> None:
+    if bias is None:
+        return
+    if tuple(bias.shape) != (size,):
+        raise ValueError(f"{name}: expected [{size}], got {list(bias.shape)}")
+    _check_alike(name, bias, x)
+
+
+def _check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name}: expected {x.dtype} as x has, got {tensor.dtype}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name}: expected device {x.device} as x has, got {tensor.device}")
