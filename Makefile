@@ -1,0 +1,106 @@
+# From a fresh clone, each target sets up what it needs: Python 3.10 or newer and a C++ compiler are enough.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test test-slow test-all lint typecheck format \
+	bench bench-check bench-record bench-compare bench-smoke wheel clean
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_ARGS ?=
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+# The build finds cmake and ninja here.
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+PIP := $(BIN)/python -m pip
+PYTEST := $(BIN)/python -m pytest
+
+CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
+NATIVE_SOURCES = $(CXX_SOURCES) CMakeLists.txt setup.py
+
+help: ## list the targets
+	@printf 'make TARGET [ARGS="..."], in an environment of its own (%s):\n' "$(VENV)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf 'Variables: PYTHON=%s VENV=%s VENV_ARGS=%s TORCH=%s\n' "$(PYTHON)" "$(VENV)" "$(VENV_ARGS)" "$(TORCH)"
+
+venv: $(VENV)/.stamp-native $(VENV)/.stamp-extras ## the environment: torch, the package (editable, compiled), all tools
+
+# A torch that the environment has already (VENV_ARGS=--system-site-packages) stays, and nothing later replaces it.
+$(VENV)/.stamp-torch:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python 3.10 or newer is needed, this is {v[0]}.{v[1]}: set PYTHON=")'
+	@command -v "$${CXX:-c++}" >/dev/null || { echo "A C++ compiler is needed: install one or set CXX." >&2; exit 1; }
+	@echo "== $(VENV): environment and $(TORCH)"
+	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
+	$(BIN)/python -W ignore -c 'import torch' 2>/dev/null || $(PIP) install "$(TORCH)"
+	$(BIN)/python -W ignore -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
+	$(PIP) install 'setuptools>=77' wheel 'cmake>=3.25' ninja numpy
+	@touch $@
+
+$(VENV)/.stamp-native: $(VENV)/.stamp-torch $(NATIVE_SOURCES) pyproject.toml
+	@echo "== $(VENV): compiling the extension"
+	$(PIP) install --verbose --no-build-isolation --check-build-dependencies --no-deps --editable .
+	@touch $@
+
+$(VENV)/.stamp-extras: $(VENV)/.stamp-torch pyproject.toml | $(VENV)/.stamp-native
+	@echo "== $(VENV): packages of the demo, the tests and the tools"
+	$(PIP) install --constraint $(VENV)/constraints.txt 'mobilevit-kernels[demo,test,dev]'
+	@touch $@
+
+demo: venv ## show the product on photographs: fused against plain PyTorch (ARGS="--weights FILE")
+	$(BIN)/mobilevit demo $(ARGS)
+
+test: venv ## the tests, without those marked slow
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: venv ## the tests marked slow: long sweeps, install
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: venv ## every test
+	$(PYTEST) $(ARGS)
+
+lint: venv ## ruff, clang-format and mypy, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	@$(MAKE) --no-print-directory typecheck
+
+# mypy takes a package from where its files lie, so it checks a copy laid out as installed.
+typecheck: venv ## mypy alone
+	@rm -rf build/typecheck
+	@$(BIN)/python setup.py --quiet build_py --build-lib build/typecheck
+	MYPYPATH=build/typecheck $(BIN)/mypy -p mobilevit_kernels -p bench \
+		| sed -e 's#^build/typecheck/mobilevit_kernels/models/#models/#' -e 's#^build/typecheck/##'
+
+format: venv ## format Python and C++ in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: venv ## the benchmark suites, and the ratios plain PyTorch / ours
+	$(BIN)/python -m bench.suite run $(ARGS)
+
+bench-check: venv ## the same, compared with the committed baseline; fails on a regression
+	$(BIN)/python -m bench.suite check $(ARGS)
+
+bench-record: venv ## the same, written as the new baseline
+	$(BIN)/python -m bench.suite record $(ARGS)
+
+bench-compare: venv ## ours and the peers in turn, behind a correctness gate: tables and plots in bench/results
+	$(BIN)/python -m bench.compare ops $(ARGS)
+	$(BIN)/python -m bench.compare models $(ARGS)
+
+bench-smoke: venv ## every benchmark for a moment, to see that it runs
+	$(BIN)/python -m bench.suite run --smoke
+	$(BIN)/python -m bench.compare ops --smoke --output build/bench
+	$(BIN)/python -m bench.compare models --smoke --output build/bench
+
+wheel: venv ## dist/*.whl, for this Python and this torch
+	$(BIN)/python -m build --no-isolation --wheel
+
+clean: ## what the targets made, the environment included
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
+	rm -f mobilevit_kernels/*.so mobilevit_kernels/_build_info.py
+	find bench examples mobilevit_kernels models tests -name __pycache__ -type d -prune -exec rm -rf {} +
