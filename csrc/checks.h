@@ -1,0 +1,76 @@
+// The contract of each op, checked before any kernel runs. mobilevit_kernels/ops/checks.py says the same in Python.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+
+namespace mobilevit {
+
+inline void check_floating(const char* name, const at::Tensor& x) {
+  TORCH_CHECK_TYPE(
+      at::isFloatingType(x.scalar_type()), name, ": expected a floating-point dtype, got torch.",
+      c10::getDtypeNames(x.scalar_type()).first);
+}
+
+inline void check_patch_grid(const char* name, const at::Tensor& x, at::IntArrayRef patch_size) {
+  TORCH_CHECK_VALUE(x.dim() == 4, name, ": expected 4 dimensions [B, C, H, W], got ", x.dim());
+  const int64_t ph = patch_size[0], pw = patch_size[1];
+  TORCH_CHECK_VALUE(
+      ph >= 1 && pw >= 1, "patch_size: expected two positive ints, got (", ph, ", ", pw, ")");
+  TORCH_CHECK_VALUE(
+      x.size(2) % ph == 0 && x.size(3) % pw == 0, name, ": H and W must be divisible by patch_size (", ph, ", ",
+      pw, "), got ", x.size(2), " x ", x.size(3));
+}
+
+inline void check_unfold_attn_fold(const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size) {
+  check_patch_grid("qkv", qkv, patch_size);
+  check_floating("qkv", qkv);
+  TORCH_CHECK_VALUE(num_heads >= 1, "num_heads: expected a positive int, got ", num_heads);
+  const int64_t channels = qkv.size(1);
+  TORCH_CHECK_VALUE(
+      channels >= 1 && channels % (3 * num_heads) == 0,
+      "qkv: channels must be 3 * num_heads * head_dim with num_heads=", num_heads, ", got ", channels);
+}
+
+inline void check_alike(const char* name, const at::Tensor& tensor, const at::Tensor& x) {
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == x.scalar_type(), name, ": expected torch.",
+      c10::getDtypeNames(x.scalar_type()).first, " as x has, got torch.",
+      c10::getDtypeNames(tensor.scalar_type()).first);
+  TORCH_CHECK_VALUE(
+      tensor.device() == x.device(), name, ": expected device ", x.device(), " as x has, got ", tensor.device());
+}
+
+inline void check_weight(const char* name, const at::Tensor& weight, int64_t rows, const at::Tensor& x) {
+  const int64_t columns = x.size(1);
+  const bool matrix = weight.dim() == 2 || (weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1);
+  TORCH_CHECK_VALUE(
+      matrix && weight.size(0) == rows && weight.size(1) == columns, name, ": expected [", rows, ", ", columns,
+      "] or [", rows, ", ", columns, ", 1, 1], got ", weight.sizes());
+  check_alike(name, weight, x);
+}
+
+inline void check_bias(
+    const char* name, const std::optional<at::Tensor>& bias, int64_t size, const at::Tensor& x) {
+  if (!bias.has_value() || !bias->defined()) return;
+  TORCH_CHECK_VALUE(
+      bias->dim() == 1 && bias->size(0) == size, name, ": expected [", size, "], got ", bias->sizes());
+  check_alike(name, *bias, x);
+}
+
+inline void check_separable_attn(
+    const at::Tensor& x, const at::Tensor& qkv_weight, const std::optional<at::Tensor>& qkv_bias,
+    const at::Tensor& out_weight, const std::optional<at::Tensor>& out_bias, at::IntArrayRef patch_size) {
+  check_patch_grid("x", x, patch_size);
+  check_floating("x", x);
+  const int64_t channels = x.size(1);
+  TORCH_CHECK_VALUE(channels >= 1, "x: expected at least one channel, got 0");
+  check_weight("qkv_weight", qkv_weight, 1 + 2 * channels, x);
+  check_bias("qkv_bias", qkv_bias, 1 + 2 * channels, x);
+  check_weight("out_weight", out_weight, channels, x);
+  check_bias("out_bias", out_bias, channels, x);
+}
+
+}  // namespace mobilevit

@@ -1,0 +1,145 @@
+// Small matrix products held in cache: C[m, n] (+)= sum_k A(m, k) * B[k, n].
+//
+// A is read one element at a time and may be strided or transposed; B and C are row-major with columns on the vector
+// lanes, padded by the caller to whole vectors. A register tile of kRows x kVectors accumulators runs over k.
+#pragma once
+
+#include "cpu/simd.h"
+
+#include <array>
+#include <utility>
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int64_t kGemmRows = 12;  // 12 x 2 accumulators of the 32 registers
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int64_t kGemmRows = 6;  // 6 x 2 of 16
+#else
+constexpr int64_t kGemmRows = 4;
+#endif
+constexpr int64_t kGemmVectors = 2;
+
+// Columns that one pass of the kernel covers.
+template <typename T>
+constexpr int64_t kPanel = kGemmVectors * Vec<T>::size();
+
+template <typename T>
+struct StridedMatrix {
+  const T* data;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
+// What happens to a finished row of C before it is stored; kAccumulate starts from the C in memory instead of 0.
+struct Overwrite {
+  static constexpr bool kAccumulate = false;
+  template <typename T>
+  Vec<T> operator()(int64_t /*row*/, const Vec<T>& value) const {
+    return value;
+  }
+};
+
+struct Accumulate : Overwrite {
+  static constexpr bool kAccumulate = true;
+};
+
+// The address of A(m, 0): every third row has a pointer of its own, the two after it are reached by index.
+template <typename T, int kRows, bool kAdjacentRows>
+struct RowPointers {
+  static constexpr int kBases = (kRows + 2) / 3;
+  const T* base[kBases];
+  int64_t stride;
+
+  RowPointers(const T* a, int64_t row_stride) : stride(row_stride) {
+    for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * row_stride;
+  }
+  T at(int row, int64_t k_offset) const {
+    if constexpr (kAdjacentRows) return base[0][k_offset + row];
+    return base[row / 3][k_offset + (row % 3) * stride];
+  }
+};
+
+template <typename T, int kRows, int kVectors, bool kAdjacentRows, typename Epilogue>
+inline void gemm_tile(
+    int64_t depth, const StridedMatrix<T>& a, int64_t row, const T* b, int64_t b_stride, T* c, int64_t c_stride,
+    const Epilogue& epilogue) {
+  constexpr int64_t kLanes = Vec<T>::size();
+  Vec<T> sum[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      sum[m][v] = Epilogue::kAccumulate ? Vec<T>::loadu(c + m * c_stride + v * kLanes) : Vec<T>(0);
+    }
+  }
+  const RowPointers<T, kRows, kAdjacentRows> rows(a.data + row * a.row_stride, a.row_stride);
+  int64_t k_offset = 0;
+  for (int64_t k = 0; k < depth; ++k, k_offset += a.column_stride, b += b_stride) {
+    Vec<T> columns[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) columns[v] = Vec<T>::loadu(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const Vec<T> scalar(rows.at(m, k_offset));
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = at::vec::fmadd(scalar, columns[v], sum[m][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      epilogue.template operator()<T>(row + m, sum[m][v]).store(c + m * c_stride + v * kLanes);
+    }
+  }
+}
+
+// Calls function(std::integral_constant<int, rows>) for a row count only known at run time.
+template <int kRows, typename Function>
+inline void with_rows(int64_t rows, const Function& function) {
+  if (rows == kRows) {
+    function(std::integral_constant<int, kRows>());
+  } else if constexpr (kRows > 1) {
+    with_rows<kRows - 1>(rows, function);
+  }
+}
+
+template <typename T, int kVectors, bool kAdjacentRows, typename Epilogue>
+inline void gemm_panel(
+    int64_t rows, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
+    const Epilogue& epilogue) {
+  // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
+  const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
+  for (int64_t block = 0, row = 0; block < blocks; ++block) {
+    const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
+    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
+      gemm_tile<T, decltype(count)::value, kVectors, kAdjacentRows>(
+          depth, a, row, b, b_stride, c + row * c_stride, c_stride, epilogue);
+    });
+    row += block_rows;
+  }
+}
+
+// C[rows, columns] (+)= A[rows, depth] B[depth, columns]; columns must be a multiple of the vector length.
+template <typename T, typename Epilogue>
+inline void gemm(
+    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c,
+    int64_t c_stride, const Epilogue& epilogue) {
+  constexpr int64_t kLanes = Vec<T>::size();
+  const auto panel = [&](auto vectors, int64_t column) {
+    constexpr int kVectors = decltype(vectors)::value;
+    if (a.row_stride == 1) {
+      gemm_panel<T, kVectors, true>(rows, depth, a, b + column, b_stride, c + column, c_stride, epilogue);
+    } else {
+      gemm_panel<T, kVectors, false>(rows, depth, a, b + column, b_stride, c + column, c_stride, epilogue);
+    }
+  };
+  int64_t column = 0;
+  for (; column + kPanel<T> <= columns; column += kPanel<T>) {
+    panel(std::integral_constant<int, kGemmVectors>(), column);
+  }
+  for (; column + kLanes <= columns; column += kLanes) panel(std::integral_constant<int, 1>(), column);
+}
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY

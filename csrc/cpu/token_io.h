@@ -1,0 +1,70 @@
+// Reading and writing the channels of consecutive tokens of one group, converted to the accumulation type.
+#pragma once
+
+#include "cpu/simd.h"
+#include "cpu/token_grid.h"
+
+#include <c10/core/CPUAllocator.h>
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+
+// Uninitialised memory for one thread, aligned for any vector.
+template <typename A>
+class Workspace {
+ public:
+  explicit Workspace(int64_t size) : memory_(c10::GetCPUAllocator()->allocate(size * sizeof(A))) {}
+
+  // The next `size` elements, on a cache line of their own.
+  A* take(int64_t size) {
+    A* result = static_cast<A*>(memory_.get()) + used_;
+    used_ += padded(size);
+    return result;
+  }
+  static int64_t padded(int64_t size) { return round_up(size, 64 / sizeof(A)); }
+
+ private:
+  c10::DataPtr memory_;
+  int64_t used_ = 0;
+};
+
+// One head (or all channels) of one group of tokens.
+struct TokenSlice {
+  const TokenGrid& grid;
+  const MapView& map;
+  int64_t b, p, channel, width;
+};
+
+// rows[i, 0 : width] = token first + i, for i < count.
+template <typename T, typename A>
+inline void load_tokens(const TokenSlice& slice, int64_t first, int64_t count, A* rows, int64_t row_stride) {
+  const T* data = static_cast<const T*>(slice.map.data) + slice.channel;
+  TokenCursor token(slice.grid, slice.map, slice.b, slice.p, first);
+  for (int64_t i = 0; i < count; ++i, token.next()) {
+    convert_row(data + token.offset(), rows + i * row_stride, slice.width);
+  }
+}
+
+template <typename T, typename A>
+inline void store_tokens(const TokenSlice& slice, int64_t first, int64_t count, const A* rows, int64_t row_stride) {
+  T* data = static_cast<T*>(slice.map.data) + slice.channel;
+  TokenCursor token(slice.grid, slice.map, slice.b, slice.p, first);
+  for (int64_t i = 0; i < count; ++i, token.next()) {
+    convert_row(rows + i * row_stride, data + token.offset(), slice.width);
+  }
+}
+
+// lanes[c, i] = rows[i, c] * factor for i < count, and 0 for the lanes up to the next whole vector.
+template <typename A>
+inline void rows_to_lanes(
+    const A* rows, int64_t row_stride, int64_t count, int64_t width, A* lanes, int64_t lane_stride, A factor) {
+  transpose(rows, row_stride, lanes, lane_stride, count, width);
+  const int64_t padded = round_up(count, Vec<A>::size());
+  for (int64_t c = 0; c < width; ++c) {
+    A* row = lanes + c * lane_stride;
+    for (int64_t i = count; i < padded; ++i) row[i] = A(0);
+    if (factor == A(1)) continue;
+    for (int64_t i = 0; i < padded; i += Vec<A>::size()) (Vec<A>::loadu(row + i) * Vec<A>(factor)).store(row + i);
+  }
+}
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY
