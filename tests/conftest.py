@@ -1,0 +1,74 @@
+"""What every test relies on: an importable timm, fixed seeds, a restored backend and thread count."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import mobilevit_kernels
+
+
+def define_torchvision_ops() -> None:
+    """Makes timm importable beside a torch that the installed torchvision was not built for.
+
+    torchvision's CUDA wheels register no operator with a CPU-only torch, and its import then fails on the
+    first operator it describes. Two empty definitions are enough: nothing here runs them.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in ("nms", "qnms"):
+            torch.library.define(
+                f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+
+
+define_torchvision_ops()
+
+settings.register_profile(
+    "default", deadline=None, derandomize="CI" in os.environ, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test draws the same random numbers, whichever tests ran before it."""
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def restored_backend() -> Iterator[None]:
+    """A backend chosen inside a test does not outlive it."""
+    with mobilevit_kernels.use_backend(mobilevit_kernels.current_backend()):
+        yield
+
+
+@pytest.fixture(params=["native", "reference"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per backend of this machine, with that backend chosen."""
+    with mobilevit_kernels.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def native() -> Iterator[None]:
+    """Chooses the compiled kernels by name, so that a test of them can never pass on another backend."""
+    with mobilevit_kernels.use_backend("native"):
+        yield
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    """Lets a test call ``torch.set_num_threads``."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
