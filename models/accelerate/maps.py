@@ -1,0 +1,84 @@
+"""Transformer layers on a feature map: every token stays where its pixel is, so nothing is unfolded."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilevit_kernels import reference
+from mobilevit_kernels.models.accelerate.replacement import dropout_acts
+
+
+def whole_patches(size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Rounds (H, W) up to multiples of (patch_h, patch_w)."""
+    (height, width), (ph, pw) = size, patch_size
+    return -(-height // ph) * ph, -(-width // pw) * pw
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """Views a map ``[B, C, H, W]`` as tokens ``[B, H, W, C]``; copies once unless it is channels_last."""
+    return x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+
+
+def to_map(tokens: Tensor) -> Tensor:
+    """Views tokens ``[B, H, W, C]`` as a channels_last map ``[B, C, H, W]``."""
+    return tokens.permute(0, 3, 1, 2)
+
+
+def transform_map(
+    x: Tensor,
+    patch_size: tuple[int, int],
+    transformer: Callable[[Tensor], Tensor],
+    norm: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The global representation of the MobileViT block (arXiv 2110.02178, section 3.1) without its unfold and fold.
+
+    A size that is no multiple of the patch is resized up (bilinear, align_corners=False) and back again.
+
+    Args:
+        x: ``[B, C, H, W]``, any strides.
+        patch_size: (patch_h, patch_w).
+        transformer: maps tokens ``[B, H, W, C]`` to tokens; each of its layers acts on single tokens, but for its
+            attention, which knows the patch size.
+        norm: maps tokens to tokens, each alone.
+
+    Returns:
+        ``[B, C, H, W]``, channels_last.
+    """
+    size = (x.shape[2], x.shape[3])
+    whole = whole_patches(size, patch_size)
+    if whole == size:
+        return to_map(norm(transformer(to_tokens(x))))
+    x = F.interpolate(x, size=whole, mode="bilinear", align_corners=False)
+    x = to_map(norm(transformer(to_tokens(x))))
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def on_unfolded(attention: Callable[[Tensor], Tensor], x: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Runs a layer that takes the unfolded layout ``[B, C, P, N]`` on a map ``[B, C, H, W]`` of whole patches."""
+    return reference.fold(attention(reference.unfold(x, patch_size)), (x.shape[2], x.shape[3]), patch_size)
+
+
+def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling ``module`` does what ``cls`` does with its weight and bias, and nothing else.
+
+    False where something must see the call: a wrapper (low-rank adapters, quantisation, a parametrisation), a hook,
+    or a forward set on the instance.
+    """
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) is cls and "forward" not in module.__dict__ and not any(len(hook) for hook in hooks)
+
+
+def check_no_dropout(attention: nn.Module, dropout: nn.Module) -> None:
+    """Raises RuntimeError in training with attention dropout, which the ops do not have."""
+    if dropout_acts(attention, dropout):
+        raise RuntimeError(
+            f"{type(attention).__name__}: attention dropout is not supported in training, got p={dropout.p}; "
+            "set p to 0 or call eval()"
+        )
