@@ -1,7 +1,7 @@
 // Small matrix products held in cache: C[m, n] (+)= sum_k A(m, k) * B[k, n].
 //
 // A is read one element at a time and may be strided or transposed; B and C are row-major with columns on the vector
-// lanes, padded by the caller to whole vectors. A register tile of kRows x kVectors accumulators runs over k.
+// lanes. A register tile of kRows x kVectors accumulators runs over k; a last, partial vector of columns is masked.
 #pragma once
 
 #include "cpu/simd.h"
@@ -60,37 +60,62 @@ struct RowPointers {
   }
 };
 
-template <typename T, int kRows, int kVectors, bool kAdjacentRows, typename Epilogue>
+// Loads and stores whole vectors, or the first `lanes` of one.
+struct WholeVectors {
+  template <typename T>
+  Vec<T> load(const T* p) const {
+    return Vec<T>::loadu(p);
+  }
+  template <typename T>
+  void store(const Vec<T>& value, T* p) const {
+    value.store(p);
+  }
+};
+
+struct PartialVector {
+  int lanes;
+
+  template <typename T>
+  Vec<T> load(const T* p) const {
+    return Vec<T>::loadu(p, lanes);
+  }
+  template <typename T>
+  void store(const Vec<T>& value, T* p) const {
+    value.store(p, lanes);
+  }
+};
+
+template <typename T, int kRows, int kVectors, bool kAdjacentRows, typename Columns, typename Epilogue>
 inline void gemm_tile(
     int64_t depth, const StridedMatrix<T>& a, int64_t row, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-    const Epilogue& epilogue) {
+    const Columns& columns, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
   Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      sum[m][v] = Epilogue::kAccumulate ? Vec<T>::loadu(c + m * c_stride + v * kLanes) : Vec<T>(0);
+      sum[m][v] = Epilogue::kAccumulate ? columns.load(c + m * c_stride + v * kLanes) : Vec<T>(0);
     }
   }
   const RowPointers<T, kRows, kAdjacentRows> rows(a.data + row * a.row_stride, a.row_stride);
   int64_t k_offset = 0;
   for (int64_t k = 0; k < depth; ++k, k_offset += a.column_stride, b += b_stride) {
-    Vec<T> columns[kVectors];
+    Vec<T> b_row[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) columns[v] = Vec<T>::loadu(b + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) b_row[v] = columns.load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const Vec<T> scalar(rows.at(m, k_offset));
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[m][v] = at::vec::fmadd(scalar, columns[v], sum[m][v]);
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = at::vec::fmadd(scalar, b_row[v], sum[m][v]);
     }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      epilogue.template operator()<T>(row + m, sum[m][v]).store(c + m * c_stride + v * kLanes);
+      columns.store(epilogue.template operator()<T>(row + m, sum[m][v]), c + m * c_stride + v * kLanes);
     }
   }
 }
@@ -105,41 +130,42 @@ inline void with_rows(int64_t rows, const Function& function) {
   }
 }
 
-template <typename T, int kVectors, bool kAdjacentRows, typename Epilogue>
+template <typename T, int kVectors, bool kAdjacentRows, typename Columns, typename Epilogue>
 inline void gemm_panel(
     int64_t rows, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-    const Epilogue& epilogue) {
+    const Columns& columns, const Epilogue& epilogue) {
   // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
   const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
     with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
       gemm_tile<T, decltype(count)::value, kVectors, kAdjacentRows>(
-          depth, a, row, b, b_stride, c + row * c_stride, c_stride, epilogue);
+          depth, a, row, b, b_stride, c + row * c_stride, c_stride, columns, epilogue);
     });
     row += block_rows;
   }
 }
 
-// C[rows, columns] (+)= A[rows, depth] B[depth, columns]; columns must be a multiple of the vector length.
+// C[rows, columns] (+)= A[rows, depth] B[depth, columns].
 template <typename T, typename Epilogue>
 inline void gemm(
     int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c,
     int64_t c_stride, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
-  const auto panel = [&](auto vectors, int64_t column) {
+  const auto panel = [&](auto vectors, int64_t column, const auto& access) {
     constexpr int kVectors = decltype(vectors)::value;
     if (a.row_stride == 1) {
-      gemm_panel<T, kVectors, true>(rows, depth, a, b + column, b_stride, c + column, c_stride, epilogue);
+      gemm_panel<T, kVectors, true>(rows, depth, a, b + column, b_stride, c + column, c_stride, access, epilogue);
     } else {
-      gemm_panel<T, kVectors, false>(rows, depth, a, b + column, b_stride, c + column, c_stride, epilogue);
+      gemm_panel<T, kVectors, false>(rows, depth, a, b + column, b_stride, c + column, c_stride, access, epilogue);
     }
   };
+  constexpr auto kFull = std::integral_constant<int, kGemmVectors>();
+  constexpr auto kOne = std::integral_constant<int, 1>();
   int64_t column = 0;
-  for (; column + kPanel<T> <= columns; column += kPanel<T>) {
-    panel(std::integral_constant<int, kGemmVectors>(), column);
-  }
-  for (; column + kLanes <= columns; column += kLanes) panel(std::integral_constant<int, 1>(), column);
+  for (; column + kPanel<T> <= columns; column += kPanel<T>) panel(kFull, column, WholeVectors());
+  for (; column + kLanes <= columns; column += kLanes) panel(kOne, column, WholeVectors());
+  if (column < columns) panel(kOne, column, PartialVector{static_cast<int>(columns - column)});
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -1,0 +1,139 @@
+// mobilevit::separable_attn on the CPU.
+#include "cpu/separable_attn_kernel.h"
+#include "checks.h"
+#include "cpu/maps.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <array>
+#include <tuple>
+
+namespace mobilevit::cpu {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+SeparableShape shape_of(const at::Tensor& x, at::IntArrayRef patch_size) {
+  return {grid_of(x, patch_size), x.size(1), x.scalar_type()};
+}
+
+// Dense, in the accumulation type.
+at::Tensor parameter(const at::Tensor& tensor, const at::Tensor& x) {
+  return tensor.to(accumulate_dtype(x)).contiguous();
+}
+
+at::Tensor bias_or_zeros(const OptionalTensor& bias, int64_t size, const at::Tensor& x) {
+  if (bias.has_value() && bias->defined()) return parameter(*bias, x);
+  return at::zeros({size}, x.options().dtype(accumulate_dtype(x)));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
+    const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias,
+    const at::Tensor& out_weight, const OptionalTensor& out_bias, at::IntArrayRef patch_size) {
+  check_separable_attn(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size);
+  const SeparableShape shape = shape_of(x, patch_size);
+  const int64_t channels = shape.channels, positions = shape.grid.positions();
+  const at::Tensor map = with_adjacent_channels(x);
+  const at::Tensor weight = parameter(qkv_weight, x), projection = parameter(out_weight, x);
+  const at::Tensor bias = bias_or_zeros(qkv_bias, 1 + 2 * channels, x);
+  const at::Tensor projection_bias = bias_or_zeros(out_bias, channels, x);
+
+  const auto options = x.options().dtype(accumulate_dtype(x));
+  const at::Tensor out = empty_map(x, channels);
+  const at::Tensor scores = at::empty({x.size(0), positions, shape.grid.tokens()}, options);
+  const at::Tensor pooled = at::empty({x.size(0), positions, channels}, options);
+  const at::Tensor context = at::empty(pooled.sizes(), options);
+  if (out.numel() > 0) {
+    run_separable_attn_forward(
+        {shape,
+         {weight.const_data_ptr(), bias.const_data_ptr(), projection.const_data_ptr(),
+          projection_bias.const_data_ptr()},
+         view_of(map),
+         view_of(out),
+         scores.mutable_data_ptr(),
+         pooled.mutable_data_ptr(),
+         context.mutable_data_ptr()});
+  } else {
+    // Groups without tokens have nothing to pool; zero keeps the saved statistics defined.
+    pooled.zero_();
+    context.zero_();
+  }
+  return {out, scores, pooled, context};
+}
+
+at::Tensor separable_attn(
+    const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias,
+    const at::Tensor& out_weight, const OptionalTensor& out_bias, at::IntArrayRef patch_size) {
+  return std::get<0>(forward(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size));
+}
+
+void check_saved(const char* name, const at::Tensor& tensor, int64_t numel) {
+  TORCH_CHECK_VALUE(
+      tensor.numel() == numel, name, ": expected what the forward returned (", numel, " elements), got ",
+      tensor.sizes());
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
+    const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias,
+    const at::Tensor& out_weight, const at::Tensor& scores, const at::Tensor& pooled, const at::Tensor& context,
+    at::IntArrayRef patch_size, std::array<bool, 2> output_mask) {
+  check_separable_attn(x, qkv_weight, qkv_bias, out_weight, {}, patch_size);
+  TORCH_CHECK_VALUE(
+      grad_out.sizes() == x.sizes(), "grad_out: expected ", x.sizes(), " as x has, got ", grad_out.sizes());
+  check_alike("grad_out", grad_out, x);
+  const SeparableShape shape = shape_of(x, patch_size);
+  const int64_t channels = shape.channels, rows = 1 + 2 * channels;
+  check_saved("scores", scores, shape.groups() * shape.grid.tokens());
+  check_saved("pooled", pooled, shape.groups() * channels);
+  check_saved("context", context, shape.groups() * channels);
+
+  const at::Tensor map = with_adjacent_channels(x), grad_map = with_adjacent_channels(grad_out);
+  const at::Tensor weight = parameter(qkv_weight, x), projection = parameter(out_weight, x);
+  const at::Tensor bias = bias_or_zeros(qkv_bias, rows, x);
+  const at::Tensor dense_scores = scores.contiguous(), dense_pooled = pooled.contiguous(),
+                   dense_context = context.contiguous();
+  const auto [want_grad_x, want_grad_weights] = output_mask;
+  const at::Tensor grad_x = want_grad_x ? empty_map(x, channels) : at::empty({0}, x.options());
+  const auto grad_parameter = [&, wanted = want_grad_weights](at::IntArrayRef sizes) {
+    const auto options = x.options().dtype(accumulate_dtype(x));
+    return wanted ? at::zeros(sizes, options) : at::empty({0}, options);
+  };
+  const at::Tensor grad_weight = grad_parameter({rows, channels}), grad_bias = grad_parameter({rows}),
+                   grad_projection = grad_parameter({channels, channels}),
+                   grad_projection_bias = grad_parameter({channels});
+  if (x.numel() > 0) {
+    run_separable_attn_backward(
+        {shape,
+         {weight.const_data_ptr(), bias.const_data_ptr(), projection.const_data_ptr(), nullptr},
+         view_of(grad_map),
+         view_of(map),
+         want_grad_x ? view_of(grad_x) : MapView(),
+         dense_scores.const_data_ptr(),
+         dense_pooled.const_data_ptr(),
+         dense_context.const_data_ptr(),
+         want_grad_x,
+         want_grad_weights,
+         grad_weight.mutable_data_ptr(),
+         grad_bias.mutable_data_ptr(),
+         grad_projection.mutable_data_ptr(),
+         grad_projection_bias.mutable_data_ptr()});
+  }
+  const auto finished = [&, wanted = want_grad_weights](const at::Tensor& grad, at::IntArrayRef sizes) {
+    return wanted ? grad.to(x.scalar_type()).view(sizes) : grad.to(x.scalar_type());
+  };
+  return {
+      grad_x, finished(grad_weight, qkv_weight.sizes()), finished(grad_bias, {rows}),
+      finished(grad_projection, out_weight.sizes()), finished(grad_projection_bias, {channels})};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mobilevit, CPU, m) {
+  m.impl("separable_attn", &separable_attn);
+  m.impl("separable_attn_forward", &forward);
+  m.impl("separable_attn_backward", &backward);
+}
+
+}  // namespace mobilevit::cpu

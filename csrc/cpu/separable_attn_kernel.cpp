@@ -1,0 +1,185 @@
+// Separable self-attention, forward: pool the tokens with their scores, project the pooled vector to the context, then
+// run value projection, relu, context and output projection tile by tile.
+//
+// Tokens lie on the vector lanes in the projections: the weights are read as they are, without packing.
+#include "cpu/separable_attn_kernel.h"
+
+#include "cpu/gemm.h"
+#include "cpu/separable_attn_tile.h"
+#include "cpu/token_io.h"
+
+#include <ATen/Parallel.h>
+
+#include <limits>
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634;
+
+template <typename A>
+A exp2_scalar(A x) {
+  alignas(64) A lanes[Vec<A>::size()];
+  exp2_nonpositive<A>(Vec<A>(x)).store(lanes);
+  return lanes[0];
+}
+
+// relu(value) * context, from the value projection without its bias.
+template <typename A>
+struct GatedValue : Overwrite {
+  const A *bias, *context;
+
+  GatedValue(const A* bias, const A* context) : bias(bias), context(context) {}
+  template <typename T>
+  Vec<T> operator()(int64_t row, const Vec<T>& value) const {
+    return at::vec::maximum(value + Vec<T>(bias[row]), Vec<T>(0)) * Vec<T>(context[row]);
+  }
+};
+
+template <typename A>
+struct AddBias : Overwrite {
+  const A* bias;
+
+  explicit AddBias(const A* bias) : bias(bias) {}
+  template <typename T>
+  Vec<T> operator()(int64_t row, const Vec<T>& value) const {
+    return value + Vec<T>(bias[row]);
+  }
+};
+
+template <typename T>
+class Forward {
+  using A = acc_t<T>;
+
+ public:
+  explicit Forward(const SeparableForward& args)
+      : args_(args),
+        channels_(args.shape.channels),
+        tokens_(args.shape.grid.tokens()),
+        weights_(args.weights, channels_),
+        scores_(static_cast<A*>(args.scores)),
+        pooled_(static_cast<A*>(args.pooled)),
+        context_(static_cast<A*>(args.context)),
+        pool_tiles_(args.shape, kPoolTokens),
+        partials_(pool_tiles_.count() * partial_size()) {}
+
+  void run() {
+    A* partials = partials_.take(pool_tiles_.count() * partial_size());
+    at::parallel_for(0, pool_tiles_.count(), pool_tiles_.grain(2), [&](int64_t begin, int64_t end) {
+      Workspace<A> workspace(kPoolTokens * channels_);
+      A* rows = workspace.take(kPoolTokens * channels_);
+      for (int64_t i = begin; i < end; ++i) pool(pool_tiles_[i], rows, partials + i * partial_size());
+    });
+    at::parallel_for(0, args_.shape.groups(), 4, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) combine(group, partials);
+    });
+    const int64_t context_grain = std::max<int64_t>(1, 500000 / (channels_ * args_.shape.groups()));
+    at::parallel_for(0, channels_, context_grain, [&](int64_t begin, int64_t end) {
+      project_context(begin, end);
+    });
+    const Tiles tiles(args_.shape, kPanel<A>);
+    at::parallel_for(0, tiles.count(), tiles.grain(4 * channels_), [&](int64_t begin, int64_t end) {
+      Workspace<A> workspace(3 * Workspace<A>::padded(channels_ * kPanel<A>));
+      A* rows = workspace.take(channels_ * kPanel<A>);
+      A* lanes = workspace.take(channels_ * kPanel<A>);
+      A* gated = workspace.take(channels_ * kPanel<A>);
+      for (int64_t i = begin; i < end; ++i) project(tiles[i], rows, lanes, gated);
+    });
+  }
+
+ private:
+  // A partial pool: maximum query, sum of exponentials, weighted sum of tokens.
+  int64_t partial_size() const { return 2 + channels_; }
+
+  // Queries of a tile of tokens (left in scores), and their softmax-weighted sum of tokens relative to the tile.
+  void pool(const Tile& tile, A* rows, A* partial) {
+    load_tokens<T>(tile.slice(args_.shape, args_.x), tile.first, tile.count, rows, channels_);
+    A* scores = scores_ + tile.group * tokens_ + tile.first;
+    A maximum = -std::numeric_limits<A>::infinity();
+    for (int64_t n = 0; n < tile.count; ++n) {
+      scores[n] = dot(rows + n * channels_, weights_.query, channels_) + weights_.bias[0];
+      maximum = scores[n] > maximum ? scores[n] : maximum;
+    }
+    alignas(64) A exponentials[kPoolTokens];
+    exponentiate(scores, tile.count, maximum, exponentials);
+    A sum = 0;
+    for (int64_t n = 0; n < tile.count; ++n) sum += exponentials[n];
+    partial[0] = maximum;
+    partial[1] = sum;
+    gemm(
+        1, channels_, tile.count, StridedMatrix<A>{exponentials, tile.count, 1}, rows, channels_, partial + 2,
+        channels_, Overwrite());
+  }
+
+  // exponentials = e**(queries - maximum); without a query above -inf, e**-inf = 0 rather than NaN.
+  static void exponentiate(const A* queries, int64_t count, A maximum, A* exponentials) {
+    const Vec<A> origin(maximum == -std::numeric_limits<A>::infinity() ? A(0) : maximum);
+    for (int64_t n = 0; n < count; n += Vec<A>::size()) {
+      const int64_t lanes = std::min<int64_t>(Vec<A>::size(), count - n);
+      const Vec<A> shifted = (Vec<A>::loadu(queries + n, lanes) - origin) * Vec<A>(static_cast<A>(kLog2E));
+      exp2_nonpositive<A>(shifted).store(exponentials + n, static_cast<int>(lanes));
+    }
+  }
+
+  // Joins the partial pools of a group: pooled token, and scores in place of the queries.
+  void combine(int64_t group, const A* partials) {
+    const int64_t count = pool_tiles_.per_group();
+    const A* first = partials + group * count * partial_size();
+    A maximum = first[0];
+    for (int64_t i = 1; i < count; ++i) maximum = std::max(maximum, first[i * partial_size()]);
+    const A origin = maximum == -std::numeric_limits<A>::infinity() ? A(0) : maximum;
+    A sum = 0;
+    A* pooled = pooled_ + group * channels_;
+    std::fill_n(pooled, channels_, A(0));
+    for (int64_t i = 0; i < count; ++i) {
+      const A* partial = first + i * partial_size();
+      const A weight = exp2_scalar<A>((partial[0] - origin) * static_cast<A>(kLog2E));
+      sum += weight * partial[1];
+      for (int64_t c = 0; c < channels_; ++c) pooled[c] += weight * partial[2 + c];
+    }
+    const A inverse = A(1) / sum;
+    for (int64_t c = 0; c < channels_; ++c) pooled[c] *= inverse;
+    A* scores = scores_ + group * tokens_;
+    exponentiate(scores, tokens_, maximum, scores);
+    for (int64_t n = 0; n < tokens_; ++n) scores[n] *= inverse;
+  }
+
+  // context[:, c] = key_weight[c] . pooled + key_bias[c] for channels [begin, end).
+  void project_context(int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t group = 0; group < args_.shape.groups(); ++group) {
+        context_[group * channels_ + c] =
+            dot(weights_.key + c * channels_, pooled_ + group * channels_, channels_) + weights_.key_bias()[c];
+      }
+    }
+  }
+
+  void project(const Tile& tile, A* rows, A* lanes, A* gated) {
+    const TokenSlice in = tile.slice(args_.shape, args_.x);
+    load_tokens<T>(in, tile.first, tile.count, rows, channels_);
+    rows_to_lanes(rows, channels_, tile.count, channels_, lanes, kPanel<A>, A(1));
+    const int64_t columns = round_up(tile.count, Vec<A>::size());
+    const StridedMatrix<A> value{weights_.value, channels_, 1}, out{weights_.out, channels_, 1};
+    const GatedValue<A> gate(weights_.value_bias(), context_ + tile.group * channels_);
+    gemm(channels_, columns, channels_, value, lanes, kPanel<A>, gated, kPanel<A>, gate);
+    gemm(
+        channels_, columns, channels_, out, gated, kPanel<A>, lanes, kPanel<A>, AddBias<A>(weights_.out_bias));
+    transpose(lanes, kPanel<A>, rows, channels_, channels_, tile.count);
+    store_tokens<T>(tile.slice(args_.shape, args_.out), tile.first, tile.count, rows, channels_);
+  }
+
+  const SeparableForward& args_;
+  int64_t channels_, tokens_;
+  LayerWeights<A> weights_;
+  A *scores_, *pooled_, *context_;
+  Tiles pool_tiles_;
+  Workspace<A> partials_;
+};
+
+}  // namespace
+
+void separable_attn_forward(const SeparableForward& args) {
+  with_dtype(args.shape.dtype, [&](auto element) { Forward<decltype(element)>(args).run(); });
+}
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY
