@@ -1,1 +1,25 @@
-__all__=[]
+"""The three generations of MobileViT on the fused ops, and what works on them."""
+
+from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
+from mobilevit_kernels.models.block_v1 import MobileViTBlock
+from mobilevit_kernels.models.block_v2 import MobileViTv2Block
+from mobilevit_kernels.models.block_v3 import MobileViTv3Block, MobileViTv3SeparableBlock
+from mobilevit_kernels.models.features import FeatureExtractor, FeatureInfo
+from mobilevit_kernels.models.linformer import LinformerAttention
+from mobilevit_kernels.models.mobilevit import MobileViT
+from mobilevit_kernels.models.registry import create_model, list_models
+
+__all__ = [
+    "FeatureExtractor",
+    "FeatureInfo",
+    "LinformerAttention",
+    "MobileViT",
+    "MobileViTBlock",
+    "MobileViTv2Block",
+    "MobileViTv3Block",
+    "MobileViTv3SeparableBlock",
+    "MultiHeadAttention",
+    "SeparableAttention",
+    "create_model",
+    "list_models",
+]
