@@ -1,0 +1,82 @@
+"""The correctness gate: no speed is reported for a result that is worse than plain PyTorch's."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.problems import Candidate, Problem
+
+OUTPUT_FACTOR = 2.0
+GRADIENT_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The quantity that came closest to its limit (or went past it).
+
+    Attributes:
+        passed: whether every quantity kept to its limit.
+        quantity: name of the quantity.
+        error: its largest error against float64, relative to the largest true value.
+        peer_error: the same of plain PyTorch in the same dtype.
+        limit: what ``error`` may be.
+    """
+
+    passed: bool
+    quantity: str
+    error: float
+    peer_error: float
+    limit: float
+
+
+def relative_error(actual: Tensor, truth: Tensor) -> float:
+    """Largest absolute difference over the largest true value (or over 1 where the truth is all zero)."""
+    scale = truth.abs().max().item() or 1.0
+    return ((actual - truth).abs().max() / scale).item()
+
+
+def error_limit(peer_error: float, dtype: torch.dtype, is_gradient: bool) -> float:
+    """What the error may be: 2 times plain PyTorch's (3 times for gradients) and one rounding of the largest value."""
+    factor = GRADIENT_FACTOR if is_gradient else OUTPUT_FACTOR
+    return factor * peer_error + torch.finfo(dtype).eps
+
+
+class Gate:
+    """What is true of a problem, and how far plain PyTorch is from it.
+
+    Args:
+        problem: the problem; its truth and its first peer are computed once, here.
+        dtype: dtype of the problem.
+        direction: "forward" checks the output, "forward+backward" every gradient too.
+    """
+
+    def __init__(self, problem: Problem, dtype: torch.dtype, direction: str):
+        self._problem = problem
+        self._dtype = dtype
+        self._direction = direction
+        self._truth = problem.truth.results(direction)
+        self._peer_errors = self._errors(problem.peers[0])
+
+    def check(self) -> GateResult:
+        """Computes ours under the present thread count and compares it."""
+        results = [self._result(*item) for item in self._errors(self._problem.ours).items()]
+        failed = [result for result in results if not result.passed]
+        return failed[0] if failed else max(results, key=lambda result: result.error / result.limit)
+
+    def _errors(self, candidate: Candidate) -> dict[str, float]:
+        """The error of every quantity: the largest, where several results share its name."""
+        results = candidate.results(self._direction)
+        names = self._problem.quantities[: len(results)]
+        errors: dict[str, list[float]] = {name: [] for name in names}
+        for name, actual, truth in zip(names, results, self._truth, strict=True):
+            errors[name].append(relative_error(actual, truth))
+        # Unlike the built-in max, this one keeps a NaN.
+        return {
+            name: torch.tensor(values, dtype=torch.float64).max().item() for name, values in errors.items()
+        }
+
+    def _result(self, name: str, error: float) -> GateResult:
+        peer_error = self._peer_errors[name]
+        limit = error_limit(peer_error, self._dtype, is_gradient=name != self._problem.quantities[0])
+        return GateResult(error <= limit, name, error, peer_error, limit)

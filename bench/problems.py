@@ -1,0 +1,188 @@
+"""One problem with everybody who solves it: ours, the peers, and the float64 truth, on the same numbers."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench import peers
+from bench.shapes import PATCH_SIZE, StageShape
+from mobilevit_kernels import reference, separable_attn, unfold_attn_fold
+
+OURS = "ours"
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute a problem.
+
+    Attributes:
+        name: how tables call it.
+        call: computes the output from ``leaves``, which it holds.
+        leaves: what gradients are taken of, in the same order for every candidate.
+        grad_out: gradient of the output, in its layout.
+        to_map: brings the output and the first leaf's gradient from the candidate's layout to the problem's.
+    """
+
+    name: str
+    call: Callable[[], Tensor]
+    leaves: tuple[Tensor, ...]
+    grad_out: Tensor
+    to_map: Callable[[Tensor], Tensor] = _unchanged
+
+    def forward(self) -> Tensor:
+        """Returns the output, recording nothing for a backward pass."""
+        with torch.no_grad():
+            return self.call()
+
+    def forward_backward(self) -> tuple[Tensor, ...]:
+        """Returns the output and the gradient of every leaf."""
+        out = self.call()
+        return out, *torch.autograd.grad(out, self.leaves, self.grad_out)
+
+    def runner(self, direction: str) -> Callable[[], object]:
+        """The method that a direction times: "forward" or "forward+backward"."""
+        return self.forward if direction == "forward" else self.forward_backward
+
+    def results(self, direction: str) -> list[Tensor]:
+        """What a direction computes, in the problem's layout and float64: output, then gradients."""
+        if direction == "forward":
+            return [self.to_map(self.forward()).double()]
+        out, grad_first, *grads = self.forward_backward()
+        return [
+            self.to_map(out).double(),
+            self.to_map(grad_first).double(),
+            *(grad.double() for grad in grads),
+        ]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Inputs of one size and dtype, and who computes on them.
+
+    Attributes:
+        quantities: names of what ``Candidate.results`` returns; results of one name are judged as one.
+        ours: this package.
+        peers: plain PyTorch; the first is the one whose error the gate compares with.
+        truth: the same in float64.
+        forward_flops: operations (a multiply-add is two) that the forward pass needs; None where not counted.
+        backward_flops: the same of the backward pass.
+    """
+
+    quantities: tuple[str, ...]
+    ours: Candidate
+    peers: tuple[Candidate, ...]
+    truth: Candidate
+    forward_flops: float | None = None
+    backward_flops: float | None = None
+
+    @property
+    def candidates(self) -> dict[str, Candidate]:
+        """Ours and the peers by name: what is timed."""
+        return {candidate.name: candidate for candidate in (self.ours, *self.peers)}
+
+    def flops(self, direction: str) -> float | None:
+        """Operations that a direction needs."""
+        if self.forward_flops is None or self.backward_flops is None:
+            return None
+        return self.forward_flops if direction == "forward" else self.forward_flops + self.backward_flops
+
+
+def stage_problem(shape: StageShape, batch: int, dtype: torch.dtype) -> Problem:
+    """The problem of one stage's op, on random numbers that depend on nothing but the arguments."""
+    torch.manual_seed(0)
+    if shape.op == "unfold_attn_fold":
+        return _attention_problem(shape, batch, dtype)
+    return _separable_problem(shape, batch, dtype)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+
+
+def _attention_problem(shape: StageShape, batch: int, dtype: torch.dtype) -> Problem:
+    channels, side, heads = shape.channels, shape.side, shape.num_heads
+    qkv = torch.randn(batch, 3 * channels, side, side).to(dtype)
+    grad_out = torch.randn(batch, channels, side, side).to(dtype)
+
+    def candidate(
+        name: str, op: Callable[..., Tensor], layout: torch.memory_format, to: torch.dtype
+    ) -> Candidate:
+        leaf = _leaf(qkv.to(to, memory_format=layout))
+        return Candidate(name, partial(op, leaf, heads), (leaf,), grad_out.to(to, memory_format=layout))
+
+    # Two products of the forward pass; the backward repeats the first of them and needs four of its own.
+    product = 2.0 * batch * shape.positions * shape.tokens**2 * channels
+    return Problem(
+        quantities=("out", "grad qkv"),
+        ours=candidate(OURS, unfold_attn_fold, torch.channels_last, dtype),
+        peers=(
+            candidate("SDPA NCHW", peers.unfold_sdpa_fold, torch.contiguous_format, dtype),
+            candidate("SDPA NHWC", peers.unfold_sdpa_fold, torch.channels_last, dtype),
+        ),
+        truth=candidate("truth", reference.unfold_attn_fold, torch.contiguous_format, torch.float64),
+        forward_flops=2 * product,
+        backward_flops=5 * product,
+    )
+
+
+def _separable_problem(shape: StageShape, batch: int, dtype: torch.dtype) -> Problem:
+    channels, side = shape.channels, shape.side
+    gain = 1 / math.sqrt(channels)
+    x = torch.randn(batch, channels, side, side).to(dtype)
+    grad_out = torch.randn(batch, channels, side, side).to(dtype)
+    sizes = ((1 + 2 * channels, channels, 1, 1), (1 + 2 * channels,), (channels, channels, 1, 1), (channels,))
+    parameters = [(gain * torch.randn(size)).to(dtype) for size in sizes]
+
+    def on_map(
+        name: str, op: Callable[..., Tensor], layout: torch.memory_format, to: torch.dtype
+    ) -> Candidate:
+        leaves = (_leaf(x.to(to, memory_format=layout)), *(_leaf(value.to(to)) for value in parameters))
+        return Candidate(name, partial(op, *leaves), leaves, grad_out.to(to, memory_format=layout))
+
+    def on_tokens(name: str, layout: torch.memory_format) -> Candidate:
+        tokens = _leaf(reference.unfold(x, PATCH_SIZE).contiguous(memory_format=layout))
+        leaves = (tokens, *(_leaf(value) for value in parameters))
+        return _token_candidate(name, partial(peers.separable_layer, *leaves), leaves, grad_out, layout)
+
+    solvers = [on_tokens("eager NCHW", torch.contiguous_format), on_tokens("eager NHWC", torch.channels_last)]
+    layer = peers.timm_separable_layer(*parameters)
+    if layer is not None:
+        tokens = _leaf(reference.unfold(x, PATCH_SIZE))
+        leaves = (tokens, *layer.parameters())
+        solvers.append(
+            _token_candidate("timm", partial(layer, tokens), leaves, grad_out, torch.contiguous_format)
+        )
+
+    # Value and output projection of every token; the backward passes take two products of each.
+    product = 2.0 * batch * side * side * channels**2
+    return Problem(
+        quantities=("out", "grad x", "grad qkv_weight", "grad qkv_bias", "grad out_weight", "grad out_bias"),
+        ours=on_map(OURS, separable_attn, torch.channels_last, dtype),
+        peers=tuple(solvers),
+        truth=on_map("truth", reference.separable_attn, torch.contiguous_format, torch.float64),
+        forward_flops=2 * product,
+        backward_flops=4 * product,
+    )
+
+
+def _token_candidate(
+    name: str,
+    call: Callable[[], Tensor],
+    leaves: tuple[Tensor, ...],
+    grad_out: Tensor,
+    layout: torch.memory_format,
+) -> Candidate:
+    """A candidate on unfolded tokens ``[B, C, P, N]``, compared after folding."""
+    grad_tokens = reference.unfold(grad_out, PATCH_SIZE).contiguous(memory_format=layout)
+    size = (grad_out.shape[2], grad_out.shape[3])
+    return Candidate(
+        name, call, leaves, grad_tokens, partial(reference.fold, size=size, patch_size=PATCH_SIZE)
+    )

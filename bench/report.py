@@ -1,0 +1,130 @@
+"""Writes what bench.compare measured: JSON with everything, a Markdown table, and a plot of the speed-ups."""
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from bench.plot import plot_speedups
+from bench.problems import OURS
+from bench.rows import Row
+from bench.timing import Timing
+
+_TABLE_HEAD = (
+    "| what | dtype | batch | threads | direction | ours, ms (quartiles) | best peer, ms (quartiles) | peer "
+    "| speed-up | GFLOP/s | of matrix rate |"
+)
+
+
+def write_report(
+    rows: list[Row],
+    environment: dict[str, str],
+    rates: dict[tuple[str, int], float],
+    command: str,
+    stem: Path,
+) -> list[Path]:
+    """Writes ``stem``.json, .md and .png.
+
+    Args:
+        rows: what was measured, at least one row.
+        environment: facts of the machine, by name.
+        rates: (dtype, threads) -> measured matrix rate in operations per second.
+        command: what made the rows.
+        stem: path without suffix; its folder is made where it is missing.
+
+    Returns:
+        The three paths.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
+    document = {
+        "command": command,
+        "environment": environment,
+        "matrix_flops_per_s": {f"{dtype}, {count} threads": rate for (dtype, count), rate in rates.items()},
+        "rows": [row.record() for row in rows],
+    }
+    paths[0].write_text(json.dumps(document, indent=1) + "\n")
+    paths[1].write_text(_markdown(rows, environment, rates, command))
+    plot_speedups(rows, environment["processor"], paths[2])
+    return paths
+
+
+def _markdown(
+    rows: list[Row], environment: dict[str, str], rates: dict[tuple[str, int], float], command: str
+) -> str:
+    matrix = ", ".join(
+        f"{dtype} on {count} thread(s) {rate / 1e9:.0f}" for (dtype, count), rate in rates.items()
+    )
+    lines = [
+        f"Made by `{command}`.",
+        "",
+        "Ours and the peers ran in turn on the same inputs; times are medians. A speed-up is the fastest peer's median",
+        "over ours, and is printed only where our error against float64 keeps to the limit (2 times plain PyTorch's",
+        "error, 3 times for gradients).",
+        "",
+        *(f"- {name}: {value}" for name, value in environment.items()),
+        f"- GFLOP/s of a large matrix product in torch, measured in this run: {matrix}. Small products that stay in "
+        "cache can be faster.",
+        "",
+        "## Summary",
+        "",
+        "| what | direction | dtype | threads | rows | slowest | geometric mean | fastest | failed gate |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *_summary(rows),
+        "",
+        "## All rows",
+        "",
+        _TABLE_HEAD,
+        "|---" * _TABLE_HEAD.count(" | ") + "|---|",
+        *(_table_line(row) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(rows: list[Row]) -> list[str]:
+    groups: dict[tuple[str, str, str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.case.subject, row.case.direction, row.case.dtype, row.threads].append(row)
+    lines = []
+    for (subject, direction, dtype, threads), members in groups.items():
+        speedups = [row.speedup for row in members if row.speedup is not None]
+        spread = "– | – | –"
+        if speedups:
+            mean = statistics.geometric_mean(speedups)
+            spread = f"{min(speedups):.2f} | {mean:.2f} | {max(speedups):.2f}"
+        failed = len(members) - len(speedups)
+        lines.append(
+            f"| {subject} | {direction} | {dtype} | {threads} | {len(members)} | {spread} | {failed} |"
+        )
+    return lines
+
+
+def milliseconds(timing: Timing) -> str:
+    """Median and quartiles, as "1.23 (1.20–1.31)"."""
+    return f"{timing.median_s * 1e3:.3g} ({timing.q1_s * 1e3:.3g}–{timing.q3_s * 1e3:.3g})"
+
+
+def speedup_text(row: Row) -> str:
+    """The speed-up, or the quantity that the gate failed on."""
+    if row.speedup is None:
+        return f"gate failed: {row.gate.quantity}, error {row.gate.error:.1e} > {row.gate.limit:.1e}"
+    return f"{row.speedup:.2f}"
+
+
+def _table_line(row: Row) -> str:
+    case = row.case
+    what = f"{case.subject} {case.shape} ({case.model})" if case.shape else case.subject
+    rate = ("", "") if row.rate is None else (f"{row.rate / 1e9:.3g}", f"{row.rate / row.matrix_rate:.0%}")
+    cells = [
+        what,
+        case.dtype,
+        str(case.batch),
+        str(row.threads),
+        case.direction,
+        milliseconds(row.timings[OURS]),
+        milliseconds(row.timings[row.best_peer]),
+        row.best_peer,
+        speedup_text(row),
+        *rate,
+    ]
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,90 @@
+"""Timing in turn: every candidate once a round, so that a change of the machine's speed meets all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+# A sample shorter than this would measure the clock.
+_SHORTEST_SAMPLE_S = 2e-4
+_MATRIX_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: median and quartiles over the rounds."""
+
+    median_s: float
+    q1_s: float
+    q3_s: float
+    rounds: int
+    calls_per_round: int
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Runs torch (and the kernels, which follow it) on this many threads."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)
+
+
+def seconds_per_call(function: Callable[[], object], calls: int) -> float:
+    """One sample: the mean of this many calls in a row."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
+
+
+def time_in_turn(
+    functions: Mapping[str, Callable[[], object]], budget_s: float, min_rounds: int = 5, max_rounds: int = 200
+) -> dict[str, Timing]:
+    """Times several functions alternately.
+
+    Args:
+        functions: name -> what to call.
+        budget_s: about how many seconds all rounds together may take; at least ``min_rounds`` run even so.
+        min_rounds: fewest samples of each function.
+        max_rounds: most samples of each function.
+
+    Returns:
+        Name -> timing.
+    """
+    calls = {}
+    round_s = 0.0
+    for name, function in functions.items():
+        function()
+        estimate = min(seconds_per_call(function, 1) for _ in range(2))
+        calls[name] = max(1, round(_SHORTEST_SAMPLE_S / max(estimate, 1e-9)))
+        round_s += estimate * calls[name]
+    rounds = min(max_rounds, max(min_rounds, int(budget_s / round_s)))
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            samples[name].append(seconds_per_call(function, calls[name]))
+    return {name: _summarize(values, calls[name]) for name, values in samples.items()}
+
+
+def _summarize(samples: list[float], calls: int) -> Timing:
+    q1, median, q3 = (
+        statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    )
+    return Timing(median, q1, q3, len(samples), calls)
+
+
+def matrix_rate(dtype: torch.dtype, threads: int, budget_s: float = 1.0) -> float:
+    """Operations per second of a large square matrix product in torch: what this machine gives to plain products.
+
+    Small products that stay in cache can run faster than this.
+    """
+    a, b = (torch.randn(_MATRIX_SIZE, _MATRIX_SIZE).to(dtype) for _ in range(2))
+    with num_threads(threads), torch.no_grad():
+        timing = time_in_turn({"matmul": lambda: a @ b}, budget_s)["matmul"]
+    return 2 * _MATRIX_SIZE**3 / timing.median_s
