@@ -31,11 +31,12 @@ struct StridedMatrix {
   int64_t column_stride;
 };
 
-// What happens to a finished row of C before it is stored; kAccumulate starts from the C in memory instead of 0.
+// What happens to finished values of C (at a row, and from a column on) before they are stored; kAccumulate starts from
+// the C in memory instead of 0.
 struct Overwrite {
   static constexpr bool kAccumulate = false;
   template <typename T>
-  Vec<T> operator()(int64_t /*row*/, const Vec<T>& value) const {
+  Vec<T> operator()(int64_t /*row*/, int64_t /*column*/, const Vec<T>& value) const {
     return value;
   }
 };
@@ -85,11 +86,23 @@ struct PartialVector {
   }
 };
 
-template <typename T, int kRows, int kVectors, bool kAdjacentRows, typename Columns, typename Epilogue>
+// Operands of a product, and where its result goes.
+template <typename T>
+struct Product {
+  StridedMatrix<T> a;
+  const T* b;
+  int64_t b_stride;
+  T* c;
+  int64_t c_stride;
+  int64_t depth;
+};
+
+template <int kRows, int kVectors, bool kAdjacentRows, typename T, typename Columns, typename Epilogue>
 inline void gemm_tile(
-    int64_t depth, const StridedMatrix<T>& a, int64_t row, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-    const Columns& columns, const Epilogue& epilogue) {
+    const Product<T>& product, int64_t row, int64_t column, const Columns& columns, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
+  const int64_t b_stride = product.b_stride, c_stride = product.c_stride;
+  T* c = product.c + row * c_stride + column;
   Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -98,9 +111,11 @@ inline void gemm_tile(
       sum[m][v] = Epilogue::kAccumulate ? columns.load(c + m * c_stride + v * kLanes) : Vec<T>(0);
     }
   }
+  const StridedMatrix<T>& a = product.a;
   const RowPointers<T, kRows, kAdjacentRows> rows(a.data + row * a.row_stride, a.row_stride);
+  const T* b = product.b + column;
   int64_t k_offset = 0;
-  for (int64_t k = 0; k < depth; ++k, k_offset += a.column_stride, b += b_stride) {
+  for (int64_t k = 0; k < product.depth; ++k, k_offset += a.column_stride, b += b_stride) {
     Vec<T> b_row[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) b_row[v] = columns.load(b + v * kLanes);
@@ -115,7 +130,8 @@ inline void gemm_tile(
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      columns.store(epilogue.template operator()<T>(row + m, sum[m][v]), c + m * c_stride + v * kLanes);
+      const Vec<T> value = epilogue.template operator()<T>(row + m, column + v * kLanes, sum[m][v]);
+      columns.store(value, c + m * c_stride + v * kLanes);
     }
   }
 }
@@ -130,42 +146,44 @@ inline void with_rows(int64_t rows, const Function& function) {
   }
 }
 
-template <typename T, int kVectors, bool kAdjacentRows, typename Columns, typename Epilogue>
-inline void gemm_panel(
-    int64_t rows, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-    const Columns& columns, const Epilogue& epilogue) {
+// A block of rows against all columns, panel after panel.
+template <int kRows, bool kAdjacentRows, typename T, typename Epilogue>
+inline void gemm_row_block(const Product<T>& product, int64_t row, int64_t columns, const Epilogue& epilogue) {
+  constexpr int64_t kLanes = Vec<T>::size();
+  int64_t column = 0;
+  for (; column + kPanel<T> <= columns; column += kPanel<T>) {
+    gemm_tile<kRows, kGemmVectors, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
+  }
+  for (; column + kLanes <= columns; column += kLanes) {
+    gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
+  }
+  if (column < columns) {
+    const PartialVector access{static_cast<int>(columns - column)};
+    gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, access, epilogue);
+  }
+}
+
+// C[rows, columns] (+)= A[rows, depth] B[depth, columns]. Rows are the outer loop: A is read from memory once, B again
+// and again from the cache.
+template <typename T, typename Epilogue>
+inline void gemm(
+    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c,
+    int64_t c_stride, const Epilogue& epilogue) {
+  const Product<T> product{a, b, b_stride, c, c_stride, depth};
   // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
   const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
     with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
-      gemm_tile<T, decltype(count)::value, kVectors, kAdjacentRows>(
-          depth, a, row, b, b_stride, c + row * c_stride, c_stride, columns, epilogue);
+      constexpr int kRows = decltype(count)::value;
+      if (a.row_stride == 1) {
+        gemm_row_block<kRows, true>(product, row, columns, epilogue);
+      } else {
+        gemm_row_block<kRows, false>(product, row, columns, epilogue);
+      }
     });
     row += block_rows;
   }
-}
-
-// C[rows, columns] (+)= A[rows, depth] B[depth, columns].
-template <typename T, typename Epilogue>
-inline void gemm(
-    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c,
-    int64_t c_stride, const Epilogue& epilogue) {
-  constexpr int64_t kLanes = Vec<T>::size();
-  const auto panel = [&](auto vectors, int64_t column, const auto& access) {
-    constexpr int kVectors = decltype(vectors)::value;
-    if (a.row_stride == 1) {
-      gemm_panel<T, kVectors, true>(rows, depth, a, b + column, b_stride, c + column, c_stride, access, epilogue);
-    } else {
-      gemm_panel<T, kVectors, false>(rows, depth, a, b + column, b_stride, c + column, c_stride, access, epilogue);
-    }
-  };
-  constexpr auto kFull = std::integral_constant<int, kGemmVectors>();
-  constexpr auto kOne = std::integral_constant<int, 1>();
-  int64_t column = 0;
-  for (; column + kPanel<T> <= columns; column += kPanel<T>) panel(kFull, column, WholeVectors());
-  for (; column + kLanes <= columns; column += kLanes) panel(kOne, column, WholeVectors());
-  if (column < columns) panel(kOne, column, PartialVector{static_cast<int>(columns - column)});
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

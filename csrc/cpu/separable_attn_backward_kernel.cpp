@@ -42,32 +42,35 @@ class Backward {
         scores_(static_cast<const A*>(args.scores)),
         pooled_(static_cast<const A*>(args.pooled)),
         context_(static_cast<const A*>(args.context)),
-        tiles_(args.shape, kPanel<A>),
-        pool_tiles_(args.shape, kPoolTokens),
+        tiles_(args.shape, at::get_num_threads()),
+        pool_runs_(args.shape, kPoolTokens),
         shared_(shared_size()),
-        grad_context_tiles_(shared_.take(tiles_.count() * channels_)),
+        grad_context_runs_(shared_.take(tiles_.runs().count() * channels_)),
         grad_context_(shared_.take(groups_ * channels_)),
         grad_pooled_(shared_.take(groups_ * channels_)),
-        grad_query_weight_tiles_(shared_.take(pool_tiles_.count() * channels_)) {}
+        grad_query_weight_runs_(shared_.take(pool_runs_.count() * channels_)) {}
 
   void run() {
     first_pass();
-    at::parallel_for(0, groups_, 1 + 20000 / (tiles_.per_group() * channels_), [&](int64_t begin, int64_t end) {
+    const int64_t sum_flops = tiles_.runs().per_group() * channels_;
+    at::parallel_for(0, groups_, grain_size(sum_flops), [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) sum_context(group);
     });
     // grad_pooled = grad_context key_weight, in panels of columns.
     const int64_t panels = (channels_ + kPanel<A> - 1) / kPanel<A>;
-    at::parallel_for(0, panels, 1 + 500000 / (groups_ * channels_ * kPanel<A>), [&](int64_t begin, int64_t end) {
+    const int64_t panel_flops = 2 * groups_ * channels_ * kPanel<A>;
+    at::parallel_for(0, panels, grain_size(panel_flops), [&](int64_t begin, int64_t end) {
       const int64_t column = begin * kPanel<A>, columns = std::min(end * kPanel<A>, channels_) - column;
       gemm(
           groups_, columns, channels_, StridedMatrix<A>{grad_context_, channels_, 1}, weights_.key + column, channels_,
           grad_pooled_ + column, channels_, Overwrite());
     });
-    at::parallel_for(0, pool_tiles_.count(), pool_tiles_.grain(8), [&](int64_t begin, int64_t end) {
+    const int64_t pooled_flops = 8 * kPoolTokens * channels_;
+    at::parallel_for(0, pool_runs_.count(), grain_size(pooled_flops), [&](int64_t begin, int64_t end) {
       Workspace<A> workspace(2 * Workspace<A>::padded(kPoolTokens * channels_));
       A* x = workspace.take(kPoolTokens * channels_);
       A* grad = workspace.take(kPoolTokens * channels_);
-      for (int64_t i = begin; i < end; ++i) second_pass(pool_tiles_[i], x, grad, grad_query_weight_tiles_ + i * channels_);
+      for (int64_t i = begin; i < end; ++i) second_pass(pool_runs_[i], x, grad, grad_query_weight_runs_ + i * channels_);
     });
     if (args_.want_grad_weights) finish_weights();
   }
@@ -75,35 +78,36 @@ class Backward {
  private:
   int64_t shared_size() const {
     const auto padded = Workspace<A>::padded;
-    return padded(tiles_.count() * channels_) + 2 * padded(groups_ * channels_) +
-        padded(pool_tiles_.count() * channels_);
+    return padded(tiles_.runs().count() * channels_) + 2 * padded(groups_ * channels_) +
+        padded(pool_runs_.count() * channels_);
   }
 
   // Buffers of one thread for one tile.
   struct Scratch {
     Workspace<A> workspace;
-    A *x, *grad_out;                  // [panel, C]
-    A *x_lanes, *grad_out_lanes;      // [C, panel]
-    A *value, *grad_gated;            // [C, panel]: v, then relu(v) * context; u, then grad_v
+    A *x, *grad_out;              // [lanes, C]
+    A *x_lanes, *grad_out_lanes;  // [C, lanes]
+    A *value, *grad_gated;        // [C, lanes]: v, then relu(v) * context; u, then grad_v
 
-    explicit Scratch(int64_t channels)
-        : workspace(6 * Workspace<A>::padded(channels * kPanel<A>)),
-          x(workspace.take(channels * kPanel<A>)),
-          grad_out(workspace.take(channels * kPanel<A>)),
-          x_lanes(workspace.take(channels * kPanel<A>)),
-          grad_out_lanes(workspace.take(channels * kPanel<A>)),
-          value(workspace.take(channels * kPanel<A>)),
-          grad_gated(workspace.take(channels * kPanel<A>)) {}
+    explicit Scratch(int64_t size)
+        : workspace(6 * Workspace<A>::padded(size)),
+          x(workspace.take(size)),
+          grad_out(workspace.take(size)),
+          x_lanes(workspace.take(size)),
+          grad_out_lanes(workspace.take(size)),
+          value(workspace.take(size)),
+          grad_gated(workspace.take(size)) {}
   };
 
   void first_pass() {
     const int threads = at::get_num_threads();
     if (args_.want_grad_weights) allocate_gradients(threads);
-    at::parallel_for(0, tiles_.count(), tiles_.grain(10 * channels_), [&](int64_t begin, int64_t end) {
-      Scratch scratch(channels_);
-      for (int64_t i = begin; i < end; ++i) {
-        tile_gradients(tiles_[i], scratch, grad_context_tiles_ + i * channels_);
-        if (args_.want_grad_weights) add_weight_gradients(tiles_[i], scratch, gradients_[at::get_thread_num()]);
+    const int64_t tile_flops = 10 * channels_ * channels_ * tiles_.lanes();
+    at::parallel_for(0, tiles_.count(), grain_size(tile_flops), [&](int64_t begin, int64_t end) {
+      Scratch scratch(channels_ * tiles_.lanes());
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t columns = tile_gradients(tile, scratch);
+        if (args_.want_grad_weights) add_weight_gradients(columns, scratch, gradients_[at::get_thread_num()]);
       }
     });
   }
@@ -120,105 +124,100 @@ class Backward {
     }
   }
 
-  void tile_gradients(const Tile& tile, Scratch& s, A* grad_context) {
-    load_tokens<T>(tile.slice(args_.shape, args_.x), tile.first, tile.count, s.x, channels_);
-    load_tokens<T>(tile.slice(args_.shape, args_.grad_out), tile.first, tile.count, s.grad_out, channels_);
-    rows_to_lanes(s.x, channels_, tile.count, channels_, s.x_lanes, kPanel<A>, A(1));
-    rows_to_lanes(s.grad_out, channels_, tile.count, channels_, s.grad_out_lanes, kPanel<A>, A(1));
-    const int64_t columns = round_up(tile.count, Vec<A>::size());
+  // Returns the lanes in use.
+  int64_t tile_gradients(int64_t tile, Scratch& s) {
+    const int64_t stride = tiles_.lanes();
+    load_tile<T>(args_.shape, args_.x, tiles_, tile, s.x, s.x_lanes);
+    const int64_t columns = load_tile<T>(args_.shape, args_.grad_out, tiles_, tile, s.grad_out, s.grad_out_lanes);
     const StridedMatrix<A> value{weights_.value, channels_, 1}, out_transposed{weights_.out, 1, channels_};
-    gemm(channels_, columns, channels_, value, s.x_lanes, kPanel<A>, s.value, kPanel<A>, Overwrite());
+    gemm(channels_, columns, channels_, value, s.x_lanes, stride, s.value, stride, Overwrite());
     gemm(
-        channels_, columns, channels_, out_transposed, s.grad_out_lanes, kPanel<A>, s.grad_gated, kPanel<A>,
-        Overwrite());
-    gate_backward(tile, s, grad_context);
-    if (!args_.want_grad_x) return;
+        channels_, columns, channels_, out_transposed, s.grad_out_lanes, stride, s.grad_gated, stride, Overwrite());
+    tiles_.for_each_run(tile, [&](const TokenRun& run, int64_t index, int64_t lane) {
+      gate_backward(run, s.value + lane, s.grad_gated + lane, grad_context_runs_ + index * channels_);
+    });
+    if (!args_.want_grad_x) return columns;
     const StridedMatrix<A> value_transposed{weights_.value, 1, channels_};
-    gemm(
-        channels_, columns, channels_, value_transposed, s.grad_gated, kPanel<A>, s.x_lanes, kPanel<A>,
-        Overwrite());
-    A* rows = s.grad_out_lanes;  // [count, C], free by now
-    transpose(s.x_lanes, kPanel<A>, rows, channels_, channels_, tile.count);
-    store_tokens<T>(tile.slice(args_.shape, args_.grad_x), tile.first, tile.count, rows, channels_);
+    gemm(channels_, columns, channels_, value_transposed, s.grad_gated, stride, s.x_lanes, stride, Overwrite());
+    store_tile<T>(args_.shape, args_.grad_x, tiles_, tile, s.x_lanes, s.grad_out_lanes);
+    return columns;
   }
 
-  // u, v -> grad_v and relu(v) * context; grad_context of the tile.
-  void gate_backward(const Tile& tile, Scratch& s, A* grad_context) {
-    const A* context = context_ + tile.group * channels_;
+  // One vector of lanes of u and v: to grad_v and relu(v) * context, zero past the end of the run; and the run's share
+  // of grad_context.
+  void gate_backward(const TokenRun& run, A* value_lanes, A* grad_lanes, A* grad_context) {
+    const A* context = context_ + run.group * channels_;
+    const Vec<A> zero(0);
     for (int64_t c = 0; c < channels_; ++c) {
-      Vec<A> sum(0);
-      for (int64_t lane = 0; lane < tile.count; lane += Vec<A>::size()) {
-        A* value_row = s.value + c * kPanel<A> + lane;
-        A* grad_row = s.grad_gated + c * kPanel<A> + lane;
-        const Vec<A> value = Vec<A>::loadu(value_row) + Vec<A>(weights_.value_bias()[c]);
-        const Vec<A> grad = Vec<A>::loadu(grad_row);
-        const Vec<A> rectified = at::vec::maximum(value, Vec<A>(0));
-        const int64_t lanes = std::min<int64_t>(Vec<A>::size(), tile.count - lane);
-        sum = sum + Vec<A>::set(Vec<A>(0), grad * rectified, lanes);
-        (rectified * Vec<A>(context[c])).store(value_row);
-        Vec<A>::blendv(grad * Vec<A>(context[c]), Vec<A>(0), value <= Vec<A>(0)).store(grad_row);
-      }
-      grad_context[c] = horizontal_sum(sum);
+      A* value_row = value_lanes + c * tiles_.lanes();
+      A* grad_row = grad_lanes + c * tiles_.lanes();
+      const Vec<A> value = Vec<A>::loadu(value_row) + Vec<A>(weights_.value_bias()[c]);
+      const Vec<A> grad = Vec<A>::loadu(grad_row);
+      const Vec<A> rectified = at::vec::maximum(value, zero);
+      const Vec<A> grad_value = Vec<A>::blendv(grad * Vec<A>(context[c]), zero, value <= zero);
+      Vec<A>::set(zero, rectified * Vec<A>(context[c]), run.count).store(value_row);
+      Vec<A>::set(zero, grad_value, run.count).store(grad_row);
+      grad_context[c] = horizontal_sum(Vec<A>::set(zero, grad * rectified, run.count));
     }
   }
 
-  void add_weight_gradients(const Tile& tile, const Scratch& s, WeightGradients<A>& sums) {
+  void add_weight_gradients(int64_t columns, const Scratch& s, WeightGradients<A>& sums) {
     if (sums.used) {
-      add_products(tile, s, sums, Accumulate());
+      add_products(columns, s, sums, Accumulate());
     } else {
-      add_products(tile, s, sums, Overwrite());
+      add_products(columns, s, sums, Overwrite());
       std::fill_n(sums.value_bias, channels_, A(0));
       std::fill_n(sums.out_bias, channels_, A(0));
     }
     sums.used = true;
     for (int64_t c = 0; c < channels_; ++c) {
-      for (int64_t n = 0; n < tile.count; ++n) sums.value_bias[c] += s.grad_gated[c * kPanel<A> + n];
+      Vec<A> sum(0);
+      for (int64_t lane = 0; lane < columns; lane += Vec<A>::size()) {
+        sum = sum + Vec<A>::loadu(s.grad_gated + c * tiles_.lanes() + lane);
+      }
+      sums.value_bias[c] += horizontal_sum(sum);
     }
-    for (int64_t n = 0; n < tile.count; ++n) {
-      for (int64_t c = 0; c < channels_; ++c) sums.out_bias[c] += s.grad_out[n * channels_ + c];
-    }
+    for (int64_t n = 0; n < columns; ++n) add(s.grad_out + n * channels_, sums.out_bias, channels_);
   }
 
   // grad_value_weight += grad_v x^T and (grad_out_weight)^T += (relu(v) * context) grad_out^T.
   template <typename Epilogue>
-  void add_products(const Tile& tile, const Scratch& s, WeightGradients<A>& sums, const Epilogue& epilogue) {
-    const StridedMatrix<A> grad_value{s.grad_gated, kPanel<A>, 1}, gated{s.value, kPanel<A>, 1};
-    gemm(channels_, channels_, tile.count, grad_value, s.x, channels_, sums.value, channels_, epilogue);
-    gemm(channels_, channels_, tile.count, gated, s.grad_out, channels_, sums.out_transposed, channels_, epilogue);
+  void add_products(int64_t columns, const Scratch& s, WeightGradients<A>& sums, const Epilogue& epilogue) {
+    const StridedMatrix<A> grad_value{s.grad_gated, tiles_.lanes(), 1}, gated{s.value, tiles_.lanes(), 1};
+    gemm(channels_, channels_, columns, grad_value, s.x, channels_, sums.value, channels_, epilogue);
+    gemm(channels_, channels_, columns, gated, s.grad_out, channels_, sums.out_transposed, channels_, epilogue);
   }
 
   void sum_context(int64_t group) {
+    const int64_t runs = tiles_.runs().per_group();
     A* sum = grad_context_ + group * channels_;
     std::fill_n(sum, channels_, A(0));
-    for (int64_t i = 0; i < tiles_.per_group(); ++i) {
-      const A* tile = grad_context_tiles_ + (group * tiles_.per_group() + i) * channels_;
-      for (int64_t c = 0; c < channels_; ++c) sum[c] += tile[c];
-    }
+    for (int64_t i = 0; i < runs; ++i) add(grad_context_runs_ + (group * runs + i) * channels_, sum, channels_);
   }
 
   // Adds the path through the pooled token to grad_x, and sums the tile's share of the query weight's gradient.
-  void second_pass(const Tile& tile, A* x, A* grad, A* grad_query_weight) {
-    const A* grad_pooled = grad_pooled_ + tile.group * channels_;
-    const A* scores = scores_ + tile.group * tokens_ + tile.first;
-    const A mean = dot(grad_pooled, pooled_ + tile.group * channels_, channels_);
-    load_tokens<T>(tile.slice(args_.shape, args_.x), tile.first, tile.count, x, channels_);
+  void second_pass(const TokenRun& run, A* x, A* grad, A* grad_query_weight) {
+    const A* grad_pooled = grad_pooled_ + run.group * channels_;
+    const A* scores = scores_ + run.group * tokens_ + run.first;
+    const A mean = dot(grad_pooled, pooled_ + run.group * channels_, channels_);
+    load_tokens<T>(run.slice(args_.shape, args_.x), run.first, run.count, x, channels_);
     alignas(64) A grad_query[kPoolTokens];
-    for (int64_t n = 0; n < tile.count; ++n) {
+    for (int64_t n = 0; n < run.count; ++n) {
       grad_query[n] = scores[n] * (dot(grad_pooled, x + n * channels_, channels_) - mean);
     }
     gemm(
-        1, channels_, tile.count, StridedMatrix<A>{grad_query, tile.count, 1}, x, channels_, grad_query_weight,
+        1, channels_, run.count, StridedMatrix<A>{grad_query, run.count, 1}, x, channels_, grad_query_weight,
         channels_, Overwrite());
     if (!args_.want_grad_x) return;
-    const TokenSlice slice = tile.slice(args_.shape, args_.grad_x);
-    load_tokens<T>(slice, tile.first, tile.count, grad, channels_);
-    for (int64_t n = 0; n < tile.count; ++n) {
+    const TokenSlice slice = run.slice(args_.shape, args_.grad_x);
+    load_tokens<T>(slice, run.first, run.count, grad, channels_);
+    for (int64_t n = 0; n < run.count; ++n) {
       A* row = grad + n * channels_;
       for (int64_t c = 0; c < channels_; ++c) {
         row[c] += scores[n] * grad_pooled[c] + grad_query[n] * weights_.query[c];
       }
     }
-    store_tokens<T>(slice, tile.first, tile.count, grad, channels_);
+    store_tokens<T>(slice, run.first, run.count, grad, channels_);
   }
 
   // The gradients of the parameters arrive as zeros.
@@ -229,8 +228,8 @@ class Backward {
     A* grad_out = static_cast<A*>(args_.grad_out_weight);
     A* grad_bias = static_cast<A*>(args_.grad_qkv_bias);
     A* grad_out_bias = static_cast<A*>(args_.grad_out_bias);
-    for (int64_t i = 0; i < pool_tiles_.count(); ++i) {
-      add(grad_query_weight_tiles_ + i * channels_, grad_query, channels_);
+    for (int64_t i = 0; i < pool_runs_.count(); ++i) {
+      add(grad_query_weight_runs_ + i * channels_, grad_query, channels_);
     }
     for (int64_t group = 0; group < groups_; ++group) {
       add(grad_context_ + group * channels_, grad_bias + 1, channels_);
@@ -240,7 +239,7 @@ class Backward {
       add(sums.value_bias, grad_bias + 1 + channels_, channels_);
       add(sums.out_bias, grad_out_bias, channels_);
     }
-    at::parallel_for(0, channels_, 1 + 500000 / (channels_ * groups_), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, channels_, grain_size(2 * channels_ * groups_), [&](int64_t begin, int64_t end) {
       // grad_key_weight = grad_context^T pooled
       gemm(
           end - begin, channels_, groups_, StridedMatrix<A>{grad_context_ + begin, 1, channels_}, pooled_, channels_,
@@ -277,11 +276,12 @@ class Backward {
   int64_t channels_, tokens_, groups_;
   LayerWeights<A> weights_;
   const A *scores_, *pooled_, *context_;
-  Tiles tiles_, pool_tiles_;
+  Tiles<A> tiles_;
+  TokenRuns pool_runs_;
   Workspace<A> shared_;
-  A* grad_context_tiles_;            // [tiles, C]
+  A* grad_context_runs_;            // [runs, C]
   A *grad_context_, *grad_pooled_;   // [groups, C]
-  A* grad_query_weight_tiles_;       // [pool tiles, C]
+  A* grad_query_weight_runs_;       // [pool runs, C]
   std::vector<Workspace<A>> gradient_memory_;
   std::vector<WeightGradients<A>> gradients_;
 };

@@ -24,15 +24,19 @@ A exp2_scalar(A x) {
   return lanes[0];
 }
 
-// relu(value) * context, from the value projection without its bias.
+// relu(value) * context of the lane's group, from the value projection without its bias.
 template <typename A>
 struct GatedValue : Overwrite {
   const A *bias, *context;
+  const Tiles<A>& tiles;
+  int64_t tile, channels;
 
-  GatedValue(const A* bias, const A* context) : bias(bias), context(context) {}
+  GatedValue(const A* bias, const A* context, const Tiles<A>& tiles, int64_t tile, int64_t channels)
+      : bias(bias), context(context), tiles(tiles), tile(tile), channels(channels) {}
   template <typename T>
-  Vec<T> operator()(int64_t row, const Vec<T>& value) const {
-    return at::vec::maximum(value + Vec<T>(bias[row]), Vec<T>(0)) * Vec<T>(context[row]);
+  Vec<T> operator()(int64_t row, int64_t lane, const Vec<T>& value) const {
+    const Vec<T> gate(context[tiles.group(tile, lane) * channels + row]);
+    return at::vec::maximum(value + Vec<T>(bias[row]), Vec<T>(0)) * gate;
   }
 };
 
@@ -42,7 +46,7 @@ struct AddBias : Overwrite {
 
   explicit AddBias(const A* bias) : bias(bias) {}
   template <typename T>
-  Vec<T> operator()(int64_t row, const Vec<T>& value) const {
+  Vec<T> operator()(int64_t row, int64_t /*lane*/, const Vec<T>& value) const {
     return value + Vec<T>(bias[row]);
   }
 };
@@ -60,30 +64,32 @@ class Forward {
         scores_(static_cast<A*>(args.scores)),
         pooled_(static_cast<A*>(args.pooled)),
         context_(static_cast<A*>(args.context)),
-        pool_tiles_(args.shape, kPoolTokens),
-        partials_(pool_tiles_.count() * partial_size()) {}
+        pool_runs_(args.shape, kPoolTokens),
+        tiles_(args.shape, at::get_num_threads()),
+        partials_(pool_runs_.count() * partial_size()) {}
 
   void run() {
-    A* partials = partials_.take(pool_tiles_.count() * partial_size());
-    at::parallel_for(0, pool_tiles_.count(), pool_tiles_.grain(2), [&](int64_t begin, int64_t end) {
+    A* partials = partials_.take(pool_runs_.count() * partial_size());
+    const int64_t pool_flops = 4 * kPoolTokens * channels_;
+    at::parallel_for(0, pool_runs_.count(), grain_size(pool_flops), [&](int64_t begin, int64_t end) {
       Workspace<A> workspace(kPoolTokens * channels_);
       A* rows = workspace.take(kPoolTokens * channels_);
-      for (int64_t i = begin; i < end; ++i) pool(pool_tiles_[i], rows, partials + i * partial_size());
+      for (int64_t i = begin; i < end; ++i) pool(pool_runs_[i], rows, partials + i * partial_size());
     });
-    at::parallel_for(0, args_.shape.groups(), 4, [&](int64_t begin, int64_t end) {
+    const int64_t combine_flops = 2 * pool_runs_.per_group() * channels_ + 10 * tokens_;
+    at::parallel_for(0, args_.shape.groups(), grain_size(combine_flops), [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) combine(group, partials);
     });
-    const int64_t context_grain = std::max<int64_t>(1, 500000 / (channels_ * args_.shape.groups()));
-    at::parallel_for(0, channels_, context_grain, [&](int64_t begin, int64_t end) {
+    const int64_t context_flops = 2 * channels_ * args_.shape.groups();
+    at::parallel_for(0, channels_, grain_size(context_flops), [&](int64_t begin, int64_t end) {
       project_context(begin, end);
     });
-    const Tiles tiles(args_.shape, kPanel<A>);
-    at::parallel_for(0, tiles.count(), tiles.grain(4 * channels_), [&](int64_t begin, int64_t end) {
-      Workspace<A> workspace(3 * Workspace<A>::padded(channels_ * kPanel<A>));
-      A* rows = workspace.take(channels_ * kPanel<A>);
-      A* lanes = workspace.take(channels_ * kPanel<A>);
-      A* gated = workspace.take(channels_ * kPanel<A>);
-      for (int64_t i = begin; i < end; ++i) project(tiles[i], rows, lanes, gated);
+    const int64_t tile_flops = 4 * channels_ * channels_ * tiles_.lanes();
+    at::parallel_for(0, tiles_.count(), grain_size(tile_flops), [&](int64_t begin, int64_t end) {
+      const int64_t size = channels_ * tiles_.lanes();
+      Workspace<A> workspace(3 * Workspace<A>::padded(size));
+      A *rows = workspace.take(size), *lanes = workspace.take(size), *gated = workspace.take(size);
+      for (int64_t tile = begin; tile < end; ++tile) project(tile, rows, lanes, gated);
     });
   }
 
@@ -92,22 +98,22 @@ class Forward {
   int64_t partial_size() const { return 2 + channels_; }
 
   // Queries of a tile of tokens (left in scores), and their softmax-weighted sum of tokens relative to the tile.
-  void pool(const Tile& tile, A* rows, A* partial) {
-    load_tokens<T>(tile.slice(args_.shape, args_.x), tile.first, tile.count, rows, channels_);
-    A* scores = scores_ + tile.group * tokens_ + tile.first;
+  void pool(const TokenRun& run, A* rows, A* partial) {
+    load_tokens<T>(run.slice(args_.shape, args_.x), run.first, run.count, rows, channels_);
+    A* scores = scores_ + run.group * tokens_ + run.first;
     A maximum = -std::numeric_limits<A>::infinity();
-    for (int64_t n = 0; n < tile.count; ++n) {
+    for (int64_t n = 0; n < run.count; ++n) {
       scores[n] = dot(rows + n * channels_, weights_.query, channels_) + weights_.bias[0];
       maximum = scores[n] > maximum ? scores[n] : maximum;
     }
     alignas(64) A exponentials[kPoolTokens];
-    exponentiate(scores, tile.count, maximum, exponentials);
+    exponentiate(scores, run.count, maximum, exponentials);
     A sum = 0;
-    for (int64_t n = 0; n < tile.count; ++n) sum += exponentials[n];
+    for (int64_t n = 0; n < run.count; ++n) sum += exponentials[n];
     partial[0] = maximum;
     partial[1] = sum;
     gemm(
-        1, channels_, tile.count, StridedMatrix<A>{exponentials, tile.count, 1}, rows, channels_, partial + 2,
+        1, channels_, run.count, StridedMatrix<A>{exponentials, run.count, 1}, rows, channels_, partial + 2,
         channels_, Overwrite());
   }
 
@@ -123,7 +129,7 @@ class Forward {
 
   // Joins the partial pools of a group: pooled token, and scores in place of the queries.
   void combine(int64_t group, const A* partials) {
-    const int64_t count = pool_tiles_.per_group();
+    const int64_t count = pool_runs_.per_group();
     const A* first = partials + group * count * partial_size();
     A maximum = first[0];
     for (int64_t i = 1; i < count; ++i) maximum = std::max(maximum, first[i * partial_size()]);
@@ -154,25 +160,22 @@ class Forward {
     }
   }
 
-  void project(const Tile& tile, A* rows, A* lanes, A* gated) {
-    const TokenSlice in = tile.slice(args_.shape, args_.x);
-    load_tokens<T>(in, tile.first, tile.count, rows, channels_);
-    rows_to_lanes(rows, channels_, tile.count, channels_, lanes, kPanel<A>, A(1));
-    const int64_t columns = round_up(tile.count, Vec<A>::size());
+  void project(int64_t tile, A* rows, A* lanes, A* gated) {
+    const int64_t stride = tiles_.lanes();
+    const int64_t columns = load_tile<T>(args_.shape, args_.x, tiles_, tile, rows, lanes);
     const StridedMatrix<A> value{weights_.value, channels_, 1}, out{weights_.out, channels_, 1};
-    const GatedValue<A> gate(weights_.value_bias(), context_ + tile.group * channels_);
-    gemm(channels_, columns, channels_, value, lanes, kPanel<A>, gated, kPanel<A>, gate);
-    gemm(
-        channels_, columns, channels_, out, gated, kPanel<A>, lanes, kPanel<A>, AddBias<A>(weights_.out_bias));
-    transpose(lanes, kPanel<A>, rows, channels_, channels_, tile.count);
-    store_tokens<T>(tile.slice(args_.shape, args_.out), tile.first, tile.count, rows, channels_);
+    const GatedValue<A> gate(weights_.value_bias(), context_, tiles_, tile, channels_);
+    gemm(channels_, columns, channels_, value, lanes, stride, gated, stride, gate);
+    gemm(channels_, columns, channels_, out, gated, stride, lanes, stride, AddBias<A>(weights_.out_bias));
+    store_tile<T>(args_.shape, args_.out, tiles_, tile, lanes, rows);
   }
 
   const SeparableForward& args_;
   int64_t channels_, tokens_;
   LayerWeights<A> weights_;
   A *scores_, *pooled_, *context_;
-  Tiles pool_tiles_;
+  TokenRuns pool_runs_;
+  Tiles<A> tiles_;
   Workspace<A> partials_;
 };
 
