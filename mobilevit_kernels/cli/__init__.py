@@ -1,1 +1,5 @@
-def main(): raise SystemExit("todo")
+"""The ``mobilevit`` command line."""
+
+from mobilevit_kernels.cli.main import main
+
+__all__ = ["main"]
