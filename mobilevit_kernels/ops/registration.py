@@ -32,13 +32,32 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 def register_autograd(op: torch._ops.OpOverload, function: type[torch.autograd.Function]) -> None:
     """Runs ``function`` in place of ``op`` where a gradient is wanted, and ``op`` itself where none is."""
 
-    def kernel(*args: Any) -> Tensor:
+    def kernel(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
             return function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
     LIBRARY.impl(op._schema.name.split("::")[1], kernel, "Autograd")
+
+
+def forbid_double_backward(backward_op: torch._ops.OpOverload) -> None:
+    """Makes differentiating through a backward op an error that names it."""
+    name = backward_op._schema.name
+
+    class NoDoubleBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            return backward_op(*args)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> None:
+            raise RuntimeError(
+                f"{name}: double backward is not implemented; "
+                'mobilevit_kernels.use_backend("reference") is differentiable to any order'
+            )
+
+    register_autograd(backward_op, NoDoubleBackward)
 
 
 def register_autocast(op: torch._ops.OpOverload) -> None:

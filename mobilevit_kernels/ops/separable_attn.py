@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.backends import select_backend
@@ -14,6 +13,7 @@ from mobilevit_kernels.ops.registration import (
     accumulate_dtype,
     as_pair,
     channels_last_empty,
+    forbid_double_backward,
     register_autocast,
     register_autograd,
 )
@@ -132,7 +132,6 @@ class _SeparableAttn(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad
         mask = [needs[0], any(needs[1:5])]
@@ -141,4 +140,5 @@ class _SeparableAttn(torch.autograd.Function):
 
 
 register_autograd(_op, _SeparableAttn)
+forbid_double_backward(_backward_op)
 register_autocast(_op)

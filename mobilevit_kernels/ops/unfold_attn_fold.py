@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.backends import select_backend
@@ -14,6 +13,7 @@ from mobilevit_kernels.ops.registration import (
     accumulate_dtype,
     as_pair,
     channels_last_empty,
+    forbid_double_backward,
     register_autocast,
     register_autograd,
 )
@@ -98,10 +98,10 @@ class _UnfoldAttnFold(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         return _backward_op(grad_out, *ctx.saved_tensors, *ctx.args), None, None, None
 
 
 register_autograd(_op, _UnfoldAttnFold)
+forbid_double_backward(_backward_op)
 register_autocast(_op)
