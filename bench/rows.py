@@ -90,9 +90,7 @@ def measure(
     """
     problem = case.problem(image_side)
     gate = Gate(problem, DTYPES[case.dtype], case.direction)
-    runners = {
-        candidate.name: candidate.runner(case.direction) for candidate in (problem.ours, *problem.peers)
-    }
+    runners = {name: candidate.runner(case.direction) for name, candidate in problem.candidates.items()}
     for count in threads:
         with num_threads(count):
             result = gate.check()

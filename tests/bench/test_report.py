@@ -1,0 +1,77 @@
+"""What bench.compare writes: a number only for a right result, beside everything a reader needs to judge it."""
+
+import json
+
+import pytest
+
+from bench import compare
+from bench.case import Case
+from bench.gate import GateResult
+from bench.report import write_report
+from bench.rows import Row
+from bench.shapes import ATTENTION_SHAPES
+from bench.timing import Timing
+
+
+def make_row(passed: bool = True, ours_s: float = 0.001, threads: int = 1) -> Row:
+    timings = {
+        "ours": Timing(ours_s, ours_s * 0.9, ours_s * 1.1, 9, 1),
+        "slow peer": Timing(0.009, 0.008, 0.010, 9, 1),
+        "fast peer": Timing(0.003, 0.002, 0.004, 9, 1),
+    }
+    gate = GateResult(passed, "out", error=1e-6 if passed else 0.5, peer_error=1e-6, limit=2e-6)
+    case = Case(ATTENTION_SHAPES[0], "fp32", 1, "forward")
+    return Row(case, threads, gate, timings, flops=1e8, matrix_rate=2e11)
+
+
+def report(rows, folder):
+    rates = {("fp32", 1): 2e11}
+    return write_report(rows, {"processor": "A Processor"}, rates, "a command", folder / "new" / "ops")
+
+
+def test_report_has_ratio_rate_and_environment(tmp_path):
+    json_path, markdown_path, picture = report([make_row()], tmp_path)
+    document = json.loads(json_path.read_text())
+    (row,) = document["rows"]
+    assert row["speedup"] == pytest.approx(3.0)
+    assert row["best_peer"] == "fast peer"
+    assert row["flops_per_s"] == pytest.approx(1e11)
+    assert row["matrix_fraction"] == pytest.approx(0.5)
+    assert document["command"] == "a command"
+    assert document["environment"] == {"processor": "A Processor"}
+    text = markdown_path.read_text()
+    for expected in (
+        "`a command`",
+        "processor: A Processor",
+        "1 (0.9–1.1)",
+        "3 (2–4)",
+        "fast peer | 3.00 | 100 | 50%",
+    ):
+        assert expected in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_failed_gate_prints_no_speed_up(tmp_path):
+    json_path, markdown_path, _ = report([make_row(passed=False)], tmp_path)
+    assert json.loads(json_path.read_text())["rows"][0]["speedup"] is None
+    text = markdown_path.read_text()
+    assert "gate failed: out, error 5.0e-01 > 2.0e-06" in text
+    assert "3.00" not in text
+
+
+@pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 1)])
+def test_command_fails_where_a_gate_failed(passed, status, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(compare, "run", lambda options, cases: ([make_row(passed)], {("fp32", 1): 2e11}))
+    assert compare.main(["ops", "--output", str(tmp_path), "--name", "mine"]) == status
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine.md", "mine.png"}
+    assert ("FAILED" in capsys.readouterr().out) is not passed
+
+
+def test_filter_selects_cases_and_an_empty_choice_is_an_error(tmp_path):
+    options = compare.parse_arguments(["ops", "--filter", "C144-32x32 fp32 batch 8"])
+    assert [str(case) for case in compare.select_cases(options)] == [
+        "unfold_attn_fold C144-32x32 fp32 batch 8 forward",
+        "unfold_attn_fold C144-32x32 fp32 batch 8 forward+backward",
+    ]
+    with pytest.raises(SystemExit, match="nothing matches 'no such case'"):
+        compare.main(["models", "--filter", "no such case", "--output", str(tmp_path)])
