@@ -1,9 +1,11 @@
 """The three generations of MobileViT on the fused ops, and what works on them."""
 
+from mobilevit_kernels.models.accelerate import accelerate
 from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
 from mobilevit_kernels.models.block_v1 import MobileViTBlock
 from mobilevit_kernels.models.block_v2 import MobileViTv2Block
 from mobilevit_kernels.models.block_v3 import MobileViTv3Block, MobileViTv3SeparableBlock
+from mobilevit_kernels.models.checkpoints import load_checkpoint
 from mobilevit_kernels.models.features import FeatureExtractor, FeatureInfo
 from mobilevit_kernels.models.linformer import LinformerAttention
 from mobilevit_kernels.models.mobilevit import MobileViT
@@ -20,6 +22,8 @@ __all__ = [
     "MobileViTv3SeparableBlock",
     "MultiHeadAttention",
     "SeparableAttention",
+    "accelerate",
     "create_model",
     "list_models",
+    "load_checkpoint",
 ]

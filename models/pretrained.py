@@ -8,6 +8,8 @@ from os import PathLike
 import torch
 from torch import Tensor
 
+from mobilevit_kernels.models.checkpoints import load_checkpoint, read_checkpoint
+from mobilevit_kernels.models.checkpoints.canonical import to_canonical
 from mobilevit_kernels.models.mobilevit import MobileViT
 
 _STEM = "stem.conv.weight"
@@ -27,9 +29,6 @@ def load_pretrained(model: MobileViT, checkpoint: str | PathLike[str] | Mapping[
     Raises:
         ValueError, RuntimeError, FileNotFoundError: as ``load_checkpoint``.
     """
-    from mobilevit_kernels.models.checkpoints import load_checkpoint, read_checkpoint
-    from mobilevit_kernels.models.checkpoints.canonical import to_canonical
-
     weights = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
     try:
         canonical = to_canonical(weights)
