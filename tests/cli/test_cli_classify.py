@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from mobilevit_kernels.cli.preprocess import default_preprocess
 from mobilevit_kernels.models import create_model
 from mobilevit_kernels.models.checkpoints import convert_state_dict, load_checkpoint, save_checkpoint
+
+Command = Callable[..., Any]
 
 ROW = re.compile(r"^ +(\d+\.\d\d)% +(\d+)  (.+)$", re.MULTILINE)
 
@@ -33,7 +37,7 @@ def v3_state() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("kind", "suffix"), [("timm", ".safetensors"), ("cvnets", ".pt"), ("hf", ".bin")])
 def test_equals_the_model_on_the_prepared_image(
-    mobilevit,
+    mobilevit: Command,
     kind: str,
     suffix: str,
     timm_state: dict[str, Tensor],
@@ -58,7 +62,7 @@ def test_equals_the_model_on_the_prepared_image(
 
 
 def test_forms_agree_where_preprocessing_is_equal(
-    mobilevit, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
+    mobilevit: Command, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
 ) -> None:
     cvnets = _save(timm_state, "cvnets", tmp_path / "cvnets" / "weights.pt")
     hf = _save(timm_state, "hf", tmp_path / "hf" / "model.safetensors")
@@ -79,7 +83,7 @@ def test_forms_agree_where_preprocessing_is_equal(
 
 
 def test_official_v3_weights_and_their_form_here_agree(
-    mobilevit, v3_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
+    mobilevit: Command, v3_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
 ) -> None:
     official = _save(v3_state, "cvnets", tmp_path / "checkpoint_ema_best.pt")
     ours = _save(v3_state, "timm", tmp_path / "ours.pt")
@@ -92,7 +96,7 @@ def test_official_v3_weights_and_their_form_here_agree(
 
 
 def test_channel_order_matters_and_can_be_overridden(
-    mobilevit, timm_state: dict[str, Tensor], photo: Image.Image, tmp_path: Path
+    mobilevit: Command, timm_state: dict[str, Tensor], photo: Image.Image, tmp_path: Path
 ) -> None:
     weights = _save(timm_state, "timm", tmp_path / "weights.pt")
     photo.save(tmp_path / "rgb.png")
@@ -105,7 +109,7 @@ def test_channel_order_matters_and_can_be_overridden(
 
 
 def test_bad_images_are_reported_and_the_others_classified(
-    mobilevit, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
+    mobilevit: Command, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
 ) -> None:
     weights = _save(timm_state, "timm", tmp_path / "weights.pt")
     text, strip = tmp_path / "notes.jpg", tmp_path / "strip.png"
@@ -123,7 +127,7 @@ def test_bad_images_are_reported_and_the_others_classified(
 
 
 def test_fewer_classes_than_asked_for(
-    mobilevit, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
+    mobilevit: Command, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
 ) -> None:
     weights = _save(timm_state, "timm", tmp_path / "weights.pt")
     outcome = mobilevit("classify", photo_file, "--weights", weights, "--size", 64, "--topk", 100)
@@ -145,7 +149,12 @@ NAMES = [f"animal {i}" for i in range(12)]
     ],
 )
 def test_class_names(
-    mobilevit, file_name: str, content: str, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
+    mobilevit: Command,
+    file_name: str,
+    content: str,
+    timm_state: dict[str, Tensor],
+    photo_file: Path,
+    tmp_path: Path,
 ) -> None:
     weights = _save(timm_state, "timm", tmp_path / "model.safetensors")
     (tmp_path / file_name).write_text(content)
@@ -167,7 +176,7 @@ def test_class_names(
     ],
 )
 def test_unusable_class_names(
-    mobilevit,
+    mobilevit: Command,
     content: str | None,
     reason: str,
     timm_state: dict[str, Tensor],
@@ -197,7 +206,7 @@ def test_imagenet_names_come_from_an_installed_timm() -> None:
     "kind", ["missing", "empty", "text", "truncated", "foreign", "no classifier", "grey"]
 )
 def test_unusable_weights_are_one_clear_line(
-    mobilevit, kind: str, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
+    mobilevit: Command, kind: str, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "weights.pt"
     if kind == "empty":
@@ -231,7 +240,12 @@ def test_unusable_weights_are_one_clear_line(
     ],
 )
 def test_another_model_than_the_weights(
-    mobilevit, name: str, reason: str, timm_state: dict[str, Tensor], photo_file: Path, tmp_path: Path
+    mobilevit: Command,
+    name: str,
+    reason: str,
+    timm_state: dict[str, Tensor],
+    photo_file: Path,
+    tmp_path: Path,
 ) -> None:
     weights = _save(timm_state, "timm", tmp_path / "weights.pt")
     code, out, err = mobilevit("classify", photo_file, "--weights", weights, "--model", name)
@@ -241,7 +255,7 @@ def test_another_model_than_the_weights(
 
 
 def test_converted_stem_gives_the_same_classes_under_the_other_order(
-    mobilevit, timm_state: dict[str, Tensor], photo: Image.Image, tmp_path: Path
+    mobilevit: Command, timm_state: dict[str, Tensor], photo: Image.Image, tmp_path: Path
 ) -> None:
     source, flipped = _save(timm_state, "cvnets", tmp_path / "bgr.pt"), tmp_path / "rgb.safetensors"
     assert mobilevit("convert", source, flipped, "--to", "timm", "--flip-channels").code == 0

@@ -1,6 +1,8 @@
 """``mobilevit convert`` on files."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 
 from mobilevit_kernels.models import create_model
 from mobilevit_kernels.models.checkpoints import detect_format, read_checkpoint, save_checkpoint
+
+Command = Callable[..., Any]
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def _assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", ["cvnets", "hf", "timm"])
 def test_round_trip_through_files(
-    mobilevit, kind: str, suffix: str, source: Path, timm_state: dict[str, Tensor], tmp_path: Path
+    mobilevit: Command, kind: str, suffix: str, source: Path, timm_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     there, back = tmp_path / f"there{suffix}", tmp_path / "back.pth"
     code, out, err = mobilevit("convert", source, there, "--to", kind)
@@ -39,7 +43,7 @@ def test_round_trip_through_files(
 
 
 def test_training_form_is_reduced_to_its_averaged_weights(
-    mobilevit, timm_state: dict[str, Tensor], tmp_path: Path
+    mobilevit: Command, timm_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     zeros = {key: torch.zeros_like(value) for key, value in timm_state.items()}
     torch.save({"epoch": 3, "state_dict": zeros, "state_dict_ema": timm_state}, tmp_path / "last.pth.tar")
@@ -47,7 +51,7 @@ def test_training_form_is_reduced_to_its_averaged_weights(
     _assert_same(read_checkpoint(tmp_path / "out.pt"), timm_state)
 
 
-def test_an_existing_file_is_kept_unless_forced(mobilevit, source: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_unless_forced(mobilevit: Command, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.pt"
     target.write_text("precious")
     code, _, err = mobilevit("convert", source, target, "--to", "hf")
@@ -60,7 +64,7 @@ def test_an_existing_file_is_kept_unless_forced(mobilevit, source: Path, tmp_pat
 
 @pytest.mark.parametrize("kind", ["timm", "cvnets", "hf"])
 def test_flip_reverses_the_first_convolution_alone(
-    mobilevit, kind: str, source: Path, timm_state: dict[str, Tensor], tmp_path: Path
+    mobilevit: Command, kind: str, source: Path, timm_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     assert mobilevit("convert", source, tmp_path / "out.pt", "--to", kind, "--flip-channels").code == 0
     assert mobilevit("convert", tmp_path / "out.pt", tmp_path / "back.pt", "--to", "timm").code == 0
@@ -84,7 +88,7 @@ def test_flip_reverses_the_first_convolution_alone(
     ],
 )
 def test_channel_order_is_noted_where_it_changes(
-    mobilevit, model: str, source_kind: str, target: str, flip: bool, noted: bool, tmp_path: Path
+    mobilevit: Command, model: str, source_kind: str, target: str, flip: bool, noted: bool, tmp_path: Path
 ) -> None:
     save_checkpoint(create_model(model, num_classes=2).state_dict(), tmp_path / "a.pt")
     assert mobilevit("convert", tmp_path / "a.pt", tmp_path / "b.pt", "--to", source_kind).code == 0
@@ -105,7 +109,7 @@ def test_channel_order_is_noted_where_it_changes(
     ],
 )
 def test_what_cannot_be_converted(
-    mobilevit, arguments: tuple[str, ...], reason: str, source: Path, tmp_path: Path
+    mobilevit: Command, arguments: tuple[str, ...], reason: str, source: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.pt").write_text("no checkpoint")
     save_checkpoint(create_model("mobilevitv3_050", num_classes=2).state_dict(), tmp_path / "v3.pt")

@@ -1,6 +1,8 @@
 """``mobilevit demo``: what it compares, that it can fail, and its picture."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from mobilevit_kernels.cli.comparison import Comparison
 from mobilevit_kernels.cli.scores import score_maps
 from mobilevit_kernels.models import SeparableAttention
 from mobilevit_kernels.models.checkpoints import save_checkpoint
+
+Command = Callable[..., Any]
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -29,7 +33,7 @@ def _is_drawn(path: Path) -> bool:
         return min(image.size) > 500 and np.asarray(image.convert("RGB")).std() > 20
 
 
-def test_compares_and_draws(mobilevit, tmp_path: Path) -> None:
+def test_compares_and_draws(mobilevit: Command, tmp_path: Path) -> None:
     models = ("mobilevit_xxs", "mobilevitv2_050")
     code, out, err = mobilevit("demo", "--models", *models, *TINY, "--output", tmp_path / "new" / "folder")
     assert (code, err) == (0, "")
@@ -42,11 +46,13 @@ def test_compares_and_draws(mobilevit, tmp_path: Path) -> None:
     assert _is_drawn(tmp_path / "new" / "folder" / "demo.png")
 
 
-def test_compares_the_kernels_whatever_backend_is_chosen(mobilevit, monkeypatch, tmp_path: Path) -> None:
+def test_compares_the_kernels_whatever_backend_is_chosen(
+    mobilevit: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     calls = []
     plain = reference.unfold_attn_fold
 
-    def counted(*args: object) -> Tensor:
+    def counted(*args: Any) -> Tensor:
         calls.append(args)
         return plain(*args)
 
@@ -57,7 +63,7 @@ def test_compares_the_kernels_whatever_backend_is_chosen(mobilevit, monkeypatch,
     assert len(calls) == 9 * 6
 
 
-def test_a_wrong_attention_fails(mobilevit, monkeypatch, tmp_path: Path) -> None:
+def test_a_wrong_attention_fails(mobilevit: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plain = reference.unfold_attn_fold
 
     def wrong(qkv: Tensor, num_heads: int, patch_size: tuple[int, int], scale: float | None) -> Tensor:
@@ -72,7 +78,7 @@ def test_a_wrong_attention_fails(mobilevit, monkeypatch, tmp_path: Path) -> None
 
 
 def test_weights_are_used_and_classes_printed(
-    mobilevit, timm_state: dict[str, Tensor], tmp_path: Path
+    mobilevit: Command, timm_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     save_checkpoint(timm_state, tmp_path / "weights.pt")
     code, out, err = mobilevit("demo", "--weights", tmp_path / "weights.pt", *TINY, "--output", tmp_path)
@@ -83,14 +89,16 @@ def test_weights_are_used_and_classes_printed(
     assert "mobilevit_s " not in out
 
 
-def test_threads_are_set_for_the_run_alone(mobilevit, restored_threads: None, tmp_path: Path) -> None:
+def test_threads_are_set_for_the_run_alone(
+    mobilevit: Command, restored_threads: None, tmp_path: Path
+) -> None:
     torch.set_num_threads(2)
     outcome = mobilevit("demo", "--models", "mobilevit_xxs", *TINY, "--threads", 1, "--output", tmp_path)
     assert "channels_last, 1 thread\n" in outcome.out
     assert torch.get_num_threads() == 2
 
 
-def test_unknown_model_and_unusable_folder(mobilevit, tmp_path: Path) -> None:
+def test_unknown_model_and_unusable_folder(mobilevit: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     unknown = mobilevit("demo", "--models", "mobilevit_xl", "--output", tmp_path)
     folder = mobilevit("demo", "--models", "mobilevit_xxs", "--output", tmp_path / "file" / "below")

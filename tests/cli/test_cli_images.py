@@ -1,6 +1,7 @@
 """Image files of every kind become upright 8-bit RGB, and files that are none one clear error."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mobilevit_kernels.cli.images import open_image
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.webp"])
 def test_rgb_files_are_read_exactly(name: str, gradient: np.ndarray, tmp_path: Path) -> None:
-    options = {"lossless": True} if name.endswith("webp") else {}
+    options: dict[str, Any] = {"lossless": True} if name.endswith("webp") else {}
     Image.fromarray(gradient).save(tmp_path / name, **options)
     np.testing.assert_array_equal(np.asarray(open_image(tmp_path / name)), gradient)
 

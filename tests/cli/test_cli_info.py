@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ import mobilevit_kernels
 from mobilevit_kernels.backends import BACKENDS, OPS
 from mobilevit_kernels.cli import info
 from mobilevit_kernels.cli.main import COMMANDS
+
+Command = Callable[..., Any]
 
 
 def test_module_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -23,7 +27,7 @@ def test_module_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "choice: 'reference'" in done.stdout
 
 
-def test_info_names_versions_and_every_backend(mobilevit) -> None:
+def test_info_names_versions_and_every_backend(mobilevit: Command) -> None:
     code, out, err = mobilevit("info")
     assert (code, err) == (0, "")
     assert f"{torch.__version__} (extension built for {torch.__version__})" in out
@@ -62,24 +66,24 @@ def test_cuda_without_a_device_is_unavailable_with_a_reason(monkeypatch: pytest.
         (["demo", "--models", "mobilevit_xxs", "--weights", "a.pt"], "not allowed with argument"),
     ],
 )
-def test_wrong_arguments_exit_with_2(mobilevit, arguments: list[str], reason: str) -> None:
+def test_wrong_arguments_exit_with_2(mobilevit: Command, arguments: list[str], reason: str) -> None:
     code, out, err = mobilevit(*arguments)
     assert (code, out) == (2, "")
     assert reason in err
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help(mobilevit, command: str) -> None:
+def test_help(mobilevit: Command, command: str) -> None:
     code, out, _ = mobilevit(*command.split(), "--help")
     assert code == 0
     assert out.startswith(f"usage: mobilevit {command}".rstrip())
 
 
-def test_version(mobilevit) -> None:
+def test_version(mobilevit: Command) -> None:
     assert mobilevit("--version").out == f"mobilevit_kernels {mobilevit_kernels.__version__}\n"
 
 
-def test_a_missing_optional_package_is_one_line(mobilevit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_optional_package_is_one_line(mobilevit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mobilevit_kernels.cli.classify", raising=False)
     monkeypatch.delitem(sys.modules, "mobilevit_kernels.cli.images", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)

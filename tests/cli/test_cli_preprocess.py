@@ -1,7 +1,9 @@
 """Preprocessing against the libraries whose weights it serves."""
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +26,13 @@ def _image(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(noise)
 
 
-def _hugging_face_processor(**kwargs: object) -> object:
-    pytest.importorskip("transformers")
+def _hugging_face_processor(**kwargs: Any) -> Any:
+    module = "transformers.models.mobilevit.image_processing"
     try:
-        from transformers.models.mobilevit.image_processing_pil_mobilevit import (
-            MobileViTImageProcessorPil as Processor,
-        )
+        processor = importlib.import_module(f"{module}_pil_mobilevit").MobileViTImageProcessorPil
     except ImportError:
-        from transformers import MobileViTImageProcessor as Processor
-    return Processor(**kwargs)
+        processor = pytest.importorskip(f"{module}_mobilevit").MobileViTImageProcessor
+    return processor(**kwargs)
 
 
 @pytest.mark.parametrize("size", SIZES)
