@@ -38,6 +38,7 @@ from mobilevit_kernels.models.accelerate.replacement import (
     require_patch_size,
     require_type,
 )
+from mobilevit_kernels.models.layers import channels_last
 
 
 class AcceleratedMobileViTSelfAttention(MobileViTSelfAttention):
@@ -108,7 +109,7 @@ class AcceleratedMobileViTV2Layer(AcceleratedBlock, MobileViTV2Layer):
         if height < self.patch_height or width < self.patch_width:
             patch = f"{self.patch_height} x {self.patch_width}"
             raise ValueError(f"{type(self).__name__}: a map of {height} x {width} holds no patch of {patch}")
-        x = to_map(to_tokens(x[:, :, : height - rows, : width - columns]))
+        x = channels_last(x[:, :, : height - rows, : width - columns])
         x = self.layernorm(self.transformer(x))
         return self.conv_projection(F.pad(x, (0, columns, 0, rows)) if rows or columns else x)
 

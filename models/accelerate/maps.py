@@ -2,23 +2,17 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.models.accelerate.replacement import dropout_acts
-
-
-def whole_patches(size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Rounds (H, W) up to multiples of (patch_h, patch_w)."""
-    (height, width), (ph, pw) = size, patch_size
-    return -(-height // ph) * ph, -(-width // pw) * pw
+from mobilevit_kernels.models.layers import channels_last, resize_to_patches
 
 
 def to_tokens(x: Tensor) -> Tensor:
     """Views a map ``[B, C, H, W]`` as tokens ``[B, H, W, C]``; copies once unless it is channels_last."""
-    return x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    return channels_last(x).permute(0, 2, 3, 1)
 
 
 def to_map(tokens: Tensor) -> Tensor:
@@ -46,13 +40,11 @@ def transform_map(
     Returns:
         ``[B, C, H, W]``, channels_last.
     """
-    size = (x.shape[2], x.shape[3])
-    whole = whole_patches(size, patch_size)
-    if whole == size:
-        return to_map(norm(transformer(to_tokens(x))))
-    x = F.interpolate(x, size=whole, mode="bilinear", align_corners=False)
-    x = to_map(norm(transformer(to_tokens(x))))
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    resized = resize_to_patches(x, patch_size, align_corners=False)
+    y = to_map(norm(transformer(to_tokens(resized))))
+    if y.shape[2:] == x.shape[2:]:
+        return y
+    return F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
 def on_unfolded(attention: Callable[[Tensor], Tensor], x: Tensor, patch_size: tuple[int, int]) -> Tensor:

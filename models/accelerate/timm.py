@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from timm.layers import Attention, DropPath, Mlp
 from timm.models import register_notrace_module
 from timm.models.mobilevit import (
@@ -22,7 +21,6 @@ from mobilevit_kernels.models.accelerate.maps import (
     to_map,
     to_tokens,
     transform_map,
-    whole_patches,
 )
 from mobilevit_kernels.models.accelerate.replacement import (
     AcceleratedBlock,
@@ -33,6 +31,7 @@ from mobilevit_kernels.models.accelerate.replacement import (
     require_patch_size,
     require_type,
 )
+from mobilevit_kernels.models.layers import channels_last, resize_to_patches
 
 
 class AcceleratedAttention(Attention):
@@ -105,11 +104,8 @@ class AcceleratedMobileVitV2Block(AcceleratedBlock, MobileVitV2Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, C, H, W]`` to ``[B, C', H', W']``, (H', W') rounded up to whole patches, channels_last."""
-        size = (x.shape[2], x.shape[3])
-        whole = whole_patches(size, self.patch_size)
-        if whole != size:
-            x = F.interpolate(x, size=whole, mode="bilinear", align_corners=True)
-        x = to_map(to_tokens(self.conv_1x1(self.conv_kxk(x))))
+        x = resize_to_patches(x, self.patch_size, align_corners=True)
+        x = channels_last(self.conv_1x1(self.conv_kxk(x)))
         return self.conv_proj(self.norm(self.transformer(x)))
 
 
