@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from mobilevit_kernels.models import create_model, list_models
+from mobilevit_kernels.models import MultiHeadAttention, create_model, list_models
+from mobilevit_kernels.models.layers import DropPath, InvertedResidual
+from mobilevit_kernels.models.transformer import SeparableTransformerLayer, TransformerLayer
 
 Pairs = Callable[..., tuple[nn.Module, nn.Module]]
 SMALL = ["mobilevit_xxs", "mobilevitv2_050"]
@@ -112,6 +114,25 @@ def test_drop_path_drops_samples() -> None:
     assert drop.eval()(x) is x
     with pytest.raises(ValueError, match=r"drop_prob: expected a probability in \[0, 1\), got 1.0"):
         create_model("mobilevit_xxs", drop_path_rate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (TransformerLayer(8, MultiHeadAttention(8)), (2, 4, 4, 8)),
+        (SeparableTransformerLayer(8), (2, 8, 4, 4)),
+        (InvertedResidual(8, 8), (2, 8, 4, 4)),
+    ],
+)
+def test_drop_path_covers_every_branch(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """With all branches dropped a residual layer is the identity."""
+    layer.train()
+    x = torch.rand(shape)
+    assert not torch.equal(layer(x), x)
+    for module in layer.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 1 - 1e-12
+    assert torch.equal(layer(x), x)
 
 
 @pytest.mark.parametrize("name", SMALL)
