@@ -17,11 +17,10 @@ inline void check_floating(const char* name, const at::Tensor& x) {
 inline void check_patch_grid(const char* name, const at::Tensor& x, at::IntArrayRef patch_size) {
   TORCH_CHECK_VALUE(x.dim() == 4, name, ": expected 4 dimensions [B, C, H, W], got ", x.dim());
   const int64_t ph = patch_size[0], pw = patch_size[1];
+  TORCH_CHECK_VALUE(ph >= 1 && pw >= 1, "patch_size: expected two positive ints, got (", ph, ", ", pw, ")");
   TORCH_CHECK_VALUE(
-      ph >= 1 && pw >= 1, "patch_size: expected two positive ints, got (", ph, ", ", pw, ")");
-  TORCH_CHECK_VALUE(
-      x.size(2) % ph == 0 && x.size(3) % pw == 0, name, ": H and W must be divisible by patch_size (", ph, ", ",
-      pw, "), got ", x.size(2), " x ", x.size(3));
+      x.size(2) % ph == 0 && x.size(3) % pw == 0, name, ": H and W must be divisible by patch_size (", ph, ", ", pw,
+      "), got ", x.size(2), " x ", x.size(3));
 }
 
 inline void check_unfold_attn_fold(const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size) {
@@ -36,9 +35,8 @@ inline void check_unfold_attn_fold(const at::Tensor& qkv, int64_t num_heads, at:
 
 inline void check_alike(const char* name, const at::Tensor& tensor, const at::Tensor& x) {
   TORCH_CHECK_TYPE(
-      tensor.scalar_type() == x.scalar_type(), name, ": expected torch.",
-      c10::getDtypeNames(x.scalar_type()).first, " as x has, got torch.",
-      c10::getDtypeNames(tensor.scalar_type()).first);
+      tensor.scalar_type() == x.scalar_type(), name, ": expected torch.", c10::getDtypeNames(x.scalar_type()).first,
+      " as x has, got torch.", c10::getDtypeNames(tensor.scalar_type()).first);
   TORCH_CHECK_VALUE(
       tensor.device() == x.device(), name, ": expected device ", x.device(), " as x has, got ", tensor.device());
 }
@@ -52,11 +50,9 @@ inline void check_weight(const char* name, const at::Tensor& weight, int64_t row
   check_alike(name, weight, x);
 }
 
-inline void check_bias(
-    const char* name, const std::optional<at::Tensor>& bias, int64_t size, const at::Tensor& x) {
+inline void check_bias(const char* name, const std::optional<at::Tensor>& bias, int64_t size, const at::Tensor& x) {
   if (!bias.has_value() || !bias->defined()) return;
-  TORCH_CHECK_VALUE(
-      bias->dim() == 1 && bias->size(0) == size, name, ": expected [", size, "], got ", bias->sizes());
+  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == size, name, ": expected [", size, "], got ", bias->sizes());
   check_alike(name, *bias, x);
 }
 

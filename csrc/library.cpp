@@ -4,9 +4,7 @@
 TORCH_LIBRARY(mobilevit, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
 
-  m.def(
-      "unfold_attn_fold(Tensor qkv, int num_heads, int[2] patch_size, float? scale=None) -> Tensor",
-      tags);
+  m.def("unfold_attn_fold(Tensor qkv, int num_heads, int[2] patch_size, float? scale=None) -> Tensor", tags);
   m.def(
       "unfold_attn_fold_forward(Tensor qkv, int num_heads, int[2] patch_size, float? scale=None) "
       "-> (Tensor out, Tensor logsumexp)",

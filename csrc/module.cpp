@@ -6,7 +6,6 @@
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of mobilevit_kernels.";
   m.def(
-      "cpu_capability",
-      &mobilevit::cpu::capability_name,
+      "cpu_capability", &mobilevit::cpu::capability_name,
       "Instruction set of the CPU kernels: 'default', 'avx2' or 'avx512'.");
 }

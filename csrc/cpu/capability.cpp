@@ -13,8 +13,7 @@ Capability from_name(const std::string& name, const char* source) {
   if (name == "default") return Capability::kDefault;
   if (name == "avx2") return Capability::kAvx2;
   if (name == "avx512") return Capability::kAvx512;
-  C10_THROW_ERROR(
-      ValueError, std::string(source) + ": expected default, avx2 or avx512, got '" + name + "'");
+  C10_THROW_ERROR(ValueError, std::string(source) + ": expected default, avx2 or avx512, got '" + name + "'");
 }
 
 // What torch runs its own kernels with: the processor, limited by ATEN_CPU_CAPABILITY.
@@ -42,12 +41,9 @@ Capability capability() {
 
 std::string capability_name() {
   switch (capability()) {
-    case Capability::kAvx512:
-      return "avx512";
-    case Capability::kAvx2:
-      return "avx2";
-    case Capability::kDefault:
-      break;
+    case Capability::kAvx512: return "avx512";
+    case Capability::kAvx2: return "avx2";
+    case Capability::kDefault: break;
   }
   return "default";
 }

@@ -10,20 +10,20 @@
 
 // Declares `void name(const Arguments&)` once per instruction set and `run_name`, which calls the chosen one.
 #ifdef MOBILEVIT_X86
-#define MOBILEVIT_DECLARE_KERNEL(name, Arguments)                           \
-  namespace DEFAULT { void name(const Arguments&); }                        \
-  namespace AVX2 { void name(const Arguments&); }                           \
-  namespace AVX512 { void name(const Arguments&); }                         \
-  inline void run_##name(const Arguments& arguments) {                      \
-    switch (capability()) {                                                 \
-      case Capability::kAvx512: return AVX512::name(arguments);             \
-      case Capability::kAvx2: return AVX2::name(arguments);                 \
-      case Capability::kDefault: return DEFAULT::name(arguments);           \
-    }                                                                       \
+#define MOBILEVIT_DECLARE_KERNEL(name, Arguments)                 \
+  namespace DEFAULT { void name(const Arguments&); }              \
+  namespace AVX2 { void name(const Arguments&); }                 \
+  namespace AVX512 { void name(const Arguments&); }               \
+  inline void run_##name(const Arguments& arguments) {            \
+    switch (capability()) {                                       \
+      case Capability::kAvx512: return AVX512::name(arguments);   \
+      case Capability::kAvx2: return AVX2::name(arguments);       \
+      case Capability::kDefault: return DEFAULT::name(arguments); \
+    }                                                             \
   }
 #else
-#define MOBILEVIT_DECLARE_KERNEL(name, Arguments)                           \
-  namespace DEFAULT { void name(const Arguments&); }                        \
+#define MOBILEVIT_DECLARE_KERNEL(name, Arguments)    \
+  namespace DEFAULT { void name(const Arguments&); } \
   inline void run_##name(const Arguments& arguments) { DEFAULT::name(arguments); }
 #endif
 
@@ -33,16 +33,11 @@ namespace mobilevit::cpu {
 template <typename Function>
 void with_dtype(at::ScalarType dtype, const Function& function) {
   switch (dtype) {
-    case at::kFloat:
-      return function(float());
-    case at::kDouble:
-      return function(double());
-    case at::kBFloat16:
-      return function(c10::BFloat16());
-    case at::kHalf:
-      return function(c10::Half());
-    default:
-      TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", dtype);
+    case at::kFloat: return function(float());
+    case at::kDouble: return function(double());
+    case at::kBFloat16: return function(c10::BFloat16());
+    case at::kHalf: return function(c10::Half());
+    default: TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", dtype);
   }
 }
 

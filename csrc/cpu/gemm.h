@@ -31,8 +31,8 @@ struct StridedMatrix {
   int64_t column_stride;
 };
 
-// What happens to finished values of C (at a row, and from a column on) before they are stored; kAccumulate starts from
-// the C in memory instead of 0.
+// What happens to finished values of C (at a row, and from a column on) before they are stored; kAccumulate adds the C
+// in memory, at the end: sums over several calls are sums of short sums, which round less.
 struct Overwrite {
   static constexpr bool kAccumulate = false;
   template <typename T>
@@ -108,7 +108,7 @@ inline void gemm_tile(
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      sum[m][v] = Epilogue::kAccumulate ? columns.load(c + m * c_stride + v * kLanes) : Vec<T>(0);
+      sum[m][v] = Vec<T>(0);
     }
   }
   const StridedMatrix<T>& a = product.a;
@@ -130,8 +130,9 @@ inline void gemm_tile(
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      const Vec<T> value = epilogue.template operator()<T>(row + m, column + v * kLanes, sum[m][v]);
-      columns.store(value, c + m * c_stride + v * kLanes);
+      T* target = c + m * c_stride + v * kLanes;
+      const Vec<T> value = Epilogue::kAccumulate ? columns.load(target) + sum[m][v] : sum[m][v];
+      columns.store(epilogue.template operator()<T>(row + m, column + v * kLanes, value), target);
     }
   }
 }

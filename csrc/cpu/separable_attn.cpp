@@ -1,7 +1,7 @@
 // mobilevit::separable_attn on the CPU.
-#include "cpu/separable_attn_kernel.h"
 #include "checks.h"
 #include "cpu/maps.h"
+#include "cpu/separable_attn_kernel.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -30,8 +30,8 @@ at::Tensor bias_or_zeros(const OptionalTensor& bias, int64_t size, const at::Ten
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
-    const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias,
-    const at::Tensor& out_weight, const OptionalTensor& out_bias, at::IntArrayRef patch_size) {
+    const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias, const at::Tensor& out_weight,
+    const OptionalTensor& out_bias, at::IntArrayRef patch_size) {
   check_separable_attn(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size);
   const SeparableShape shape = shape_of(x, patch_size);
   const int64_t channels = shape.channels, positions = shape.grid.positions();
@@ -64,8 +64,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
 }
 
 at::Tensor separable_attn(
-    const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias,
-    const at::Tensor& out_weight, const OptionalTensor& out_bias, at::IntArrayRef patch_size) {
+    const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias, const at::Tensor& out_weight,
+    const OptionalTensor& out_bias, at::IntArrayRef patch_size) {
   return std::get<0>(forward(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size));
 }
 

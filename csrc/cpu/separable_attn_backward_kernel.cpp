@@ -17,15 +17,20 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-// Sums of one thread over its tiles.
+// Sums of one thread over its tiles. The matrices are uninitialised until the first tile.
 template <typename A>
 struct WeightGradients {
-  A* value;          // [C, C]
-  A* out_transposed; // [C, C]
-  A *value_bias, *out_bias;
+  Workspace<A> memory;
+  A *value, *out_transposed;                 // [C, C]
+  std::vector<double> value_bias, out_bias;  // [C]; float64 because they are long sums
   bool used = false;
 
-  static int64_t size(int64_t channels) { return 2 * Workspace<A>::padded(channels * channels) + 2 * Workspace<A>::padded(channels); }
+  explicit WeightGradients(int64_t channels)
+      : memory(2 * Workspace<A>::padded(channels * channels)),
+        value(memory.take(channels * channels)),
+        out_transposed(memory.take(channels * channels)),
+        value_bias(channels),
+        out_bias(channels) {}
 };
 
 template <typename T>
@@ -54,7 +59,10 @@ class Backward {
     first_pass();
     const int64_t sum_flops = tiles_.runs().per_group() * channels_;
     at::parallel_for(0, groups_, grain_size(sum_flops), [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) sum_context(group);
+      const int64_t runs = tiles_.runs().per_group();
+      for (int64_t group = begin; group < end; ++group) {
+        sum_rows(grad_context_runs_ + group * runs * channels_, runs, grad_context_ + group * channels_);
+      }
     });
     // grad_pooled = grad_context key_weight, in panels of columns.
     const int64_t panels = (channels_ + kPanel<A> - 1) / kPanel<A>;
@@ -70,7 +78,8 @@ class Backward {
       Workspace<A> workspace(2 * Workspace<A>::padded(kPoolTokens * channels_));
       A* x = workspace.take(kPoolTokens * channels_);
       A* grad = workspace.take(kPoolTokens * channels_);
-      for (int64_t i = begin; i < end; ++i) second_pass(pool_runs_[i], x, grad, grad_query_weight_runs_ + i * channels_);
+      for (int64_t i = begin; i < end; ++i)
+        second_pass(pool_runs_[i], x, grad, grad_query_weight_runs_ + i * channels_);
     });
     if (args_.want_grad_weights) finish_weights();
   }
@@ -88,20 +97,23 @@ class Backward {
     A *x, *grad_out;              // [lanes, C]
     A *x_lanes, *grad_out_lanes;  // [C, lanes]
     A *value, *grad_gated;        // [C, lanes]: v, then relu(v) * context; u, then grad_v
+    A* rows;                      // [lanes, C]
 
     explicit Scratch(int64_t size)
-        : workspace(6 * Workspace<A>::padded(size)),
+        : workspace(7 * Workspace<A>::padded(size)),
           x(workspace.take(size)),
           grad_out(workspace.take(size)),
           x_lanes(workspace.take(size)),
           grad_out_lanes(workspace.take(size)),
           value(workspace.take(size)),
-          grad_gated(workspace.take(size)) {}
+          grad_gated(workspace.take(size)),
+          rows(workspace.take(size)) {}
   };
 
   void first_pass() {
-    const int threads = at::get_num_threads();
-    if (args_.want_grad_weights) allocate_gradients(threads);
+    if (args_.want_grad_weights) {
+      for (int i = 0; i < at::get_num_threads(); ++i) gradients_.emplace_back(channels_);
+    }
     const int64_t tile_flops = 10 * channels_ * channels_ * tiles_.lanes();
     at::parallel_for(0, tiles_.count(), grain_size(tile_flops), [&](int64_t begin, int64_t end) {
       Scratch scratch(channels_ * tiles_.lanes());
@@ -112,18 +124,6 @@ class Backward {
     });
   }
 
-  void allocate_gradients(int threads) {
-    gradients_.resize(threads);
-    for (auto& gradient : gradients_) {
-      gradient_memory_.emplace_back(WeightGradients<A>::size(channels_));
-      Workspace<A>& memory = gradient_memory_.back();
-      gradient.value = memory.take(channels_ * channels_);
-      gradient.out_transposed = memory.take(channels_ * channels_);
-      gradient.value_bias = memory.take(channels_);
-      gradient.out_bias = memory.take(channels_);
-    }
-  }
-
   // Returns the lanes in use.
   int64_t tile_gradients(int64_t tile, Scratch& s) {
     const int64_t stride = tiles_.lanes();
@@ -131,15 +131,14 @@ class Backward {
     const int64_t columns = load_tile<T>(args_.shape, args_.grad_out, tiles_, tile, s.grad_out, s.grad_out_lanes);
     const StridedMatrix<A> value{weights_.value, channels_, 1}, out_transposed{weights_.out, 1, channels_};
     gemm(channels_, columns, channels_, value, s.x_lanes, stride, s.value, stride, Overwrite());
-    gemm(
-        channels_, columns, channels_, out_transposed, s.grad_out_lanes, stride, s.grad_gated, stride, Overwrite());
+    gemm(channels_, columns, channels_, out_transposed, s.grad_out_lanes, stride, s.grad_gated, stride, Overwrite());
     tiles_.for_each_run(tile, [&](const TokenRun& run, int64_t index, int64_t lane) {
       gate_backward(run, s.value + lane, s.grad_gated + lane, grad_context_runs_ + index * channels_);
     });
     if (!args_.want_grad_x) return columns;
     const StridedMatrix<A> value_transposed{weights_.value, 1, channels_};
     gemm(channels_, columns, channels_, value_transposed, s.grad_gated, stride, s.x_lanes, stride, Overwrite());
-    store_tile<T>(args_.shape, args_.grad_x, tiles_, tile, s.x_lanes, s.grad_out_lanes);
+    store_tile<T>(args_.shape, args_.grad_x, tiles_, tile, s.x_lanes, s.rows);
     return columns;
   }
 
@@ -166,18 +165,18 @@ class Backward {
       add_products(columns, s, sums, Accumulate());
     } else {
       add_products(columns, s, sums, Overwrite());
-      std::fill_n(sums.value_bias, channels_, A(0));
-      std::fill_n(sums.out_bias, channels_, A(0));
     }
     sums.used = true;
     for (int64_t c = 0; c < channels_; ++c) {
-      Vec<A> sum(0);
-      for (int64_t lane = 0; lane < columns; lane += Vec<A>::size()) {
-        sum = sum + Vec<A>::loadu(s.grad_gated + c * tiles_.lanes() + lane);
-      }
-      sums.value_bias[c] += horizontal_sum(sum);
+      sums.value_bias[c] += sum_lanes(s.grad_gated + c * tiles_.lanes(), columns);
+      sums.out_bias[c] += sum_lanes(s.grad_out_lanes + c * tiles_.lanes(), columns);
     }
-    for (int64_t n = 0; n < columns; ++n) add(s.grad_out + n * channels_, sums.out_bias, channels_);
+  }
+
+  static A sum_lanes(const A* row, int64_t columns) {
+    Vec<A> sum(0);
+    for (int64_t lane = 0; lane < columns; lane += Vec<A>::size()) sum = sum + Vec<A>::loadu(row + lane);
+    return horizontal_sum(sum);
   }
 
   // grad_value_weight += grad_v x^T and (grad_out_weight)^T += (relu(v) * context) grad_out^T.
@@ -188,11 +187,13 @@ class Backward {
     gemm(channels_, channels_, columns, gated, s.grad_out, channels_, sums.out_transposed, channels_, epilogue);
   }
 
-  void sum_context(int64_t group) {
-    const int64_t runs = tiles_.runs().per_group();
-    A* sum = grad_context_ + group * channels_;
-    std::fill_n(sum, channels_, A(0));
-    for (int64_t i = 0; i < runs; ++i) add(grad_context_runs_ + (group * runs + i) * channels_, sum, channels_);
+  // dst = sum of `count` rows of C, in float64 because the sum may be long.
+  void sum_rows(const A* rows, int64_t count, A* dst) const {
+    std::vector<double> sum(channels_);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t c = 0; c < channels_; ++c) sum[c] += rows[i * channels_ + c];
+    }
+    std::copy(sum.begin(), sum.end(), dst);
   }
 
   // Adds the path through the pooled token to grad_x, and sums the tile's share of the query weight's gradient.
@@ -206,8 +207,8 @@ class Backward {
       grad_query[n] = scores[n] * (dot(grad_pooled, x + n * channels_, channels_) - mean);
     }
     gemm(
-        1, channels_, run.count, StridedMatrix<A>{grad_query, run.count, 1}, x, channels_, grad_query_weight,
-        channels_, Overwrite());
+        1, channels_, run.count, StridedMatrix<A>{grad_query, run.count, 1}, x, channels_, grad_query_weight, channels_,
+        Overwrite());
     if (!args_.want_grad_x) return;
     const TokenSlice slice = run.slice(args_.shape, args_.grad_x);
     load_tokens<T>(slice, run.first, run.count, grad, channels_);
@@ -228,16 +229,11 @@ class Backward {
     A* grad_out = static_cast<A*>(args_.grad_out_weight);
     A* grad_bias = static_cast<A*>(args_.grad_qkv_bias);
     A* grad_out_bias = static_cast<A*>(args_.grad_out_bias);
-    for (int64_t i = 0; i < pool_runs_.count(); ++i) {
-      add(grad_query_weight_runs_ + i * channels_, grad_query, channels_);
-    }
-    for (int64_t group = 0; group < groups_; ++group) {
-      add(grad_context_ + group * channels_, grad_bias + 1, channels_);
-    }
+    sum_rows(grad_query_weight_runs_, pool_runs_.count(), grad_query);
+    sum_rows(grad_context_, groups_, grad_bias + 1);
     for (const auto& sums : gradients_) {
-      if (!sums.used) continue;
-      add(sums.value_bias, grad_bias + 1 + channels_, channels_);
-      add(sums.out_bias, grad_out_bias, channels_);
+      add(sums.value_bias.data(), grad_bias + 1 + channels_, channels_);
+      add(sums.out_bias.data(), grad_out_bias, channels_);
     }
     at::parallel_for(0, channels_, grain_size(2 * channels_ * groups_), [&](int64_t begin, int64_t end) {
       // grad_key_weight = grad_context^T pooled
@@ -265,11 +261,13 @@ class Backward {
         add(sums.out_transposed + c * channels_ + begin, total->out_transposed + c * channels_ + begin, end - begin);
       }
     }
-    transpose(total->out_transposed + begin, channels_, grad_out + begin * channels_, channels_, channels_, end - begin);
+    transpose(
+        total->out_transposed + begin, channels_, grad_out + begin * channels_, channels_, channels_, end - begin);
   }
 
-  static void add(const A* from, A* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+  template <typename From>
+  static void add(const From* from, A* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] += static_cast<A>(from[i]);
   }
 
   const SeparableBackward& args_;
@@ -279,11 +277,10 @@ class Backward {
   Tiles<A> tiles_;
   TokenRuns pool_runs_;
   Workspace<A> shared_;
-  A* grad_context_runs_;            // [runs, C]
-  A *grad_context_, *grad_pooled_;   // [groups, C]
-  A* grad_query_weight_runs_;       // [pool runs, C]
-  std::vector<Workspace<A>> gradient_memory_;
-  std::vector<WeightGradients<A>> gradients_;
+  A* grad_context_runs_;                       // [runs, C]
+  A *grad_context_, *grad_pooled_;             // [groups, C]
+  A* grad_query_weight_runs_;                  // [pool runs, C]
+  std::vector<WeightGradients<A>> gradients_;  // by thread
 };
 
 }  // namespace

@@ -16,11 +16,24 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+// e**x for x <= 0 (or NaN). The rounding of x * log2(e) is put back, for sums over many tokens would show it.
+template <typename A>
+Vec<A> exp_nonpositive(const Vec<A>& x) {
+  const Vec<A> log2_e(static_cast<A>(kLog2E));
+  const Vec<A> exponent = x * log2_e;
+  const Vec<A> result = exp2_nonpositive<A>(exponent);
+  const Vec<A> lost = at::vec::fmsub(x, log2_e, exponent) + x * Vec<A>(static_cast<A>(kLog2E - static_cast<A>(kLog2E)));
+  const Vec<A> corrected = at::vec::fmadd(result, lost * Vec<A>(static_cast<A>(kLn2)), result);
+  // Far below zero the correction is 0 * inf.
+  return Vec<A>::blendv(corrected, result, result == Vec<A>(0));
+}
 
 template <typename A>
-A exp2_scalar(A x) {
+A exp_nonpositive(A x) {
   alignas(64) A lanes[Vec<A>::size()];
-  exp2_nonpositive<A>(Vec<A>(x)).store(lanes);
+  exp_nonpositive<A>(Vec<A>(x)).store(lanes);
   return lanes[0];
 }
 
@@ -81,9 +94,8 @@ class Forward {
       for (int64_t group = begin; group < end; ++group) combine(group, partials);
     });
     const int64_t context_flops = 2 * channels_ * args_.shape.groups();
-    at::parallel_for(0, channels_, grain_size(context_flops), [&](int64_t begin, int64_t end) {
-      project_context(begin, end);
-    });
+    at::parallel_for(
+        0, channels_, grain_size(context_flops), [&](int64_t begin, int64_t end) { project_context(begin, end); });
     const int64_t tile_flops = 4 * channels_ * channels_ * tiles_.lanes();
     at::parallel_for(0, tiles_.count(), grain_size(tile_flops), [&](int64_t begin, int64_t end) {
       const int64_t size = channels_ * tiles_.lanes();
@@ -113,8 +125,8 @@ class Forward {
     partial[0] = maximum;
     partial[1] = sum;
     gemm(
-        1, channels_, run.count, StridedMatrix<A>{exponentials, run.count, 1}, rows, channels_, partial + 2,
-        channels_, Overwrite());
+        1, channels_, run.count, StridedMatrix<A>{exponentials, run.count, 1}, rows, channels_, partial + 2, channels_,
+        Overwrite());
   }
 
   // exponentials = e**(queries - maximum); without a query above -inf, e**-inf = 0 rather than NaN.
@@ -122,8 +134,8 @@ class Forward {
     const Vec<A> origin(maximum == -std::numeric_limits<A>::infinity() ? A(0) : maximum);
     for (int64_t n = 0; n < count; n += Vec<A>::size()) {
       const int64_t lanes = std::min<int64_t>(Vec<A>::size(), count - n);
-      const Vec<A> shifted = (Vec<A>::loadu(queries + n, lanes) - origin) * Vec<A>(static_cast<A>(kLog2E));
-      exp2_nonpositive<A>(shifted).store(exponentials + n, static_cast<int>(lanes));
+      const Vec<A> shifted = Vec<A>::loadu(queries + n, lanes) - origin;
+      exp_nonpositive<A>(shifted).store(exponentials + n, static_cast<int>(lanes));
     }
   }
 
@@ -139,7 +151,7 @@ class Forward {
     std::fill_n(pooled, channels_, A(0));
     for (int64_t i = 0; i < count; ++i) {
       const A* partial = first + i * partial_size();
-      const A weight = exp2_scalar<A>((partial[0] - origin) * static_cast<A>(kLog2E));
+      const A weight = exp_nonpositive<A>(partial[0] - origin);
       sum += weight * partial[1];
       for (int64_t c = 0; c < channels_; ++c) pooled[c] += weight * partial[2 + c];
     }

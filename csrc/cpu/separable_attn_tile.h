@@ -24,7 +24,10 @@ struct TokenRun {
 class TokenRuns {
  public:
   TokenRuns(const SeparableShape& shape, int64_t length)
-      : tokens_(shape.grid.tokens()), length_(length), per_group_((tokens_ + length - 1) / length) , count_(per_group_ * shape.groups()) {}
+      : tokens_(shape.grid.tokens()),
+        length_(length),
+        per_group_((tokens_ + length - 1) / length),
+        count_(per_group_ * shape.groups()) {}
 
   int64_t count() const { return count_; }
   int64_t per_group() const { return per_group_; }

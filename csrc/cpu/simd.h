@@ -18,9 +18,7 @@ using Vec = at::vec::Vectorized<T>;
 template <typename T>
 using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-inline int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // dst[0, n) = src[0, n), converted between a storage type and its accumulation type.
 template <typename From, typename To>
@@ -50,11 +48,9 @@ inline void convert_row(const From* src, To* dst, int64_t n) {
 
 // dst[j, i] = src[i, j] for i < rows, j < columns.
 template <typename T>
-inline void transpose(
-    const T* src, int64_t src_stride, T* dst, int64_t dst_stride, int64_t rows, int64_t columns) {
+inline void transpose(const T* src, int64_t src_stride, T* dst, int64_t dst_stride, int64_t rows, int64_t columns) {
   if constexpr (std::is_same_v<T, float>) {
-    at::vec::transpose_mxn<float>(
-        src, src_stride, dst, dst_stride, static_cast<int>(rows), static_cast<int>(columns));
+    at::vec::transpose_mxn<float>(src, src_stride, dst, dst_stride, static_cast<int>(rows), static_cast<int>(columns));
   } else {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < columns; ++j) dst[j * dst_stride + i] = src[i * src_stride + j];

@@ -11,8 +11,7 @@
 namespace mobilevit::cpu {
 namespace {
 
-AttnShape shape_of(
-    const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size, std::optional<double> scale) {
+AttnShape shape_of(const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size, std::optional<double> scale) {
   const int64_t head_dim = qkv.size(1) / (3 * num_heads);
   const double default_scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
   return {grid_of(qkv, patch_size), num_heads, head_dim, scale.value_or(default_scale), qkv.scalar_type()};
