@@ -1,5 +1,7 @@
 """Bad input: one message per mistake, naming the argument, what was expected and what came, on every path."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -170,28 +172,47 @@ def test_message(
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("path", ["operator", "forward operator", "native", "auto", "reference"])
+MIXED = [(path, "cpu", "meta") for path in ("operator", "forward operator", "native", "auto", "reference")]
+MIXED += [
+    (path, here, there) for path, there, here in MIXED if path != "native"
+]  # native takes no meta tensor
+
+
 @pytest.mark.parametrize("slot", [1, 2, 3, 4], ids=["qkv_weight", "qkv_bias", "out_weight", "out_bias"])
-@pytest.mark.parametrize("first_on_meta", [False, True], ids=["x on cpu", "x on meta"])
-def test_mixed_devices(make_problem: Builder, path: str, slot: int, first_on_meta: bool) -> None:
-    if first_on_meta and path == "native":
-        pytest.skip("the native backend refuses a meta tensor before it looks at the weights")
+@pytest.mark.parametrize(("path", "here", "there"), MIXED)
+def test_mixed_devices(make_problem: Builder, path: str, here: str, there: str, slot: int) -> None:
     problem = make_problem("separable_attn")
-    tensors = list(problem.tensors)
-    there, here = ("cpu", "meta") if first_on_meta else ("meta", "cpu")
-    tensors = [t.to(there if index == slot else here) for index, t in enumerate(tensors)]
+    tensors = [t.to(there if index == slot else here) for index, t in enumerate(problem.tensors)]
     name = ("qkv_weight", "qkv_bias", "out_weight", "out_bias")[slot - 1]
     with pytest.raises(ValueError, match=f"^{name}: expected device {here} as x has, got {there}$"):
         PATHS[path](type(problem)(problem.op, tuple(tensors), problem.args))
 
 
-@pytest.mark.parametrize("path", list(PATHS))
-@pytest.mark.parametrize("patch", [[2], [2, 2, 2]], ids=str)
+@pytest.mark.parametrize(
+    ("path", "patch"),
+    [(path, patch) for path in PATHS for patch in ([2], [2, 2, 2])]
+    + [(path, []) for path in ("native", "auto", "reference", "meta")],
+    ids=str,
+)
 def test_patch_size_of_another_length(op: str, make_problem: Builder, path: str, patch: list[int]) -> None:
     position = make_problem(op).args.index((2, 2))
     problem = broken(make_problem, op, argument(position, patch))
     with pytest.raises(ValueError, match="^patch_size: expected "):
         PATHS[path](problem)
+
+
+def test_empty_patch_size_does_not_end_the_process(op: str) -> None:
+    arguments = (
+        "x, 1, []" if op == "unfold_attn_fold" else "x, torch.ones(13, 6), None, torch.ones(6, 6), None, []"
+    )
+    script = (
+        f"import torch, mobilevit_kernels; x = torch.ones(1, 6, 4, 4); torch.ops.mobilevit.{op}({arguments})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "ValueError: patch_size: expected " in done.stderr
 
 
 @pytest.mark.parametrize("backend_name", ["native", "reference"])

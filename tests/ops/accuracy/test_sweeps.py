@@ -40,11 +40,12 @@ def check(
     forward_rule: Callable[[Any], None],
     backward_rule: Callable[[Any], None],
     channels_last_strides: Callable[..., tuple[int, ...]],
-) -> Callable[[Any, str, int], None]:
+) -> Callable[[Builder, Any, str, int], None]:
     """Everything a problem must satisfy, in a layout."""
 
-    def run(problem: Any, layout: str, seed: int) -> None:
+    def run(build: Builder, options: Any, layout: str, seed: int) -> None:
         torch.manual_seed(seed)
+        problem = build(**options)
         problem = problem.with_first(layouts[layout](problem.tensors[0]))
         with mobilevit_kernels.use_backend("native"):
             out = problem.fused()
@@ -64,28 +65,28 @@ def bounded(test: Callable[..., None]) -> Callable[..., None]:
 
 def long(test: Callable[..., None]) -> Callable[..., None]:
     """Many examples, in slow runs."""
-    return pytest.mark.slow(settings(max_examples=1500)(test))
+    return pytest.mark.slow(settings(max_examples=600)(test))
 
 
 @bounded
 @given(options=ATTENTION, layout=LAYOUT, seed=st.integers(0, 2**16))
 def test_unfold_attn_fold(check: Any, attention: Builder, options: Any, layout: str, seed: int) -> None:
-    check(attention(**options), layout, seed)
+    check(attention, options, layout, seed)
 
 
 @bounded
 @given(options=SEPARABLE, layout=LAYOUT, seed=st.integers(0, 2**16))
 def test_separable_attn(check: Any, separable: Builder, options: Any, layout: str, seed: int) -> None:
-    check(separable(**options), layout, seed)
+    check(separable, options, layout, seed)
 
 
 @long
 @given(options=ATTENTION, layout=LAYOUT, seed=st.integers(0, 2**16))
 def test_unfold_attn_fold_long(check: Any, attention: Builder, options: Any, layout: str, seed: int) -> None:
-    check(attention(**options), layout, seed)
+    check(attention, options, layout, seed)
 
 
 @long
 @given(options=SEPARABLE, layout=LAYOUT, seed=st.integers(0, 2**16))
 def test_separable_attn_long(check: Any, separable: Builder, options: Any, layout: str, seed: int) -> None:
-    check(separable(**options), layout, seed)
+    check(separable, options, layout, seed)
