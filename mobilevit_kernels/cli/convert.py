@@ -24,10 +24,13 @@ def run(args: argparse.Namespace) -> int:
         converted, notes = convert(state_dict, args.to)
         if args.flip_channels:
             converted = flip_stem_channels(converted)
-        print(f"{args.input}: {source}, {describe(name, state_dict)}")
-        save_checkpoint(converted, args.output)
     except CHECKPOINT_ERRORS as error:
         raise UserError(checkpoint_message(args.input, error)) from error
+    print(f"{args.input}: {source}, {describe(name, state_dict)}")
+    try:
+        save_checkpoint(converted, args.output)
+    except CHECKPOINT_ERRORS as error:
+        raise UserError(checkpoint_message(args.output, error)) from error
     print(f"{args.output}: {args.to}, {describe(name, converted)}")
     for note in (*notes, *channel_order_notes(name, source, args.to, args.flip_channels)):
         print(f"note: {note}")

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Compares, prints and draws; returns 1 where a model's two paths disagree, else 0."""
     for name in args.models or ():
         check_model_name(name)
+    if args.labels and not args.weights:
+        raise UserError("--labels names the classes of --weights, and no weights were given")
     output = prepare_folder(args.output)
     backend = fused_backend()
     threads = torch.get_num_threads()
@@ -51,35 +53,36 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, output: Path, backend: str) -> int:
     photos = sample_photos()
     subjects = weights_subject(args) if args.weights else random_subjects(args, photos)
+    names = class_names(subjects[0].num_classes, args.labels, args.weights) if args.weights else {}
+    compared = print_header(args, subjects[0].preprocess, photos, backend)
+    comparisons, maps, maps_title = compare_all(subjects, photos, args.repeats)
+    if args.weights:
+        print_classes(subjects[0], photos, names)
+    page = Page("MobileViT on real photographs", compared, maps_title if maps is not None else None)
+    seen = {name: subjects[0].preprocess.crop_image(photo) for name, photo in photos.items()}
+    picture = output / PICTURE_NAME
+    try:
+        save_picture(picture, page, seen, comparisons, maps)
+    except OSError as error:
+        raise UserError(f"{picture}: cannot write the picture ({error.strerror or error})") from error
+    print(f"\nPicture:     {picture}")
+    return 0 if all(comparison.passed for comparison in comparisons) else 1
+
+
+def print_header(
+    args: argparse.Namespace, preprocess: Preprocess, photos: dict[str, Image.Image], backend: str
+) -> str:
+    """Prints what is compared and on what; returns it as the picture's subtitle."""
     threads = torch.get_num_threads()
     paths = f"attention on the {backend!r} kernels against the plain PyTorch definition"
     machine = f"float32, channels_last, {threads} thread{'s' if threads > 1 else ''}"
-    origin = f"weights of {args.weights.name}" if args.weights else "random weights"
-    source = (
-        args.weights
-        or "random, seeded; BatchNorm statistics are those of the photographs; classes mean nothing"
-    )
+    random_weights = "random, seeded; BatchNorm statistics are those of the photographs; classes mean nothing"
     print(f"Compared:    {paths}; same network, same weights, {machine}")
-    print(f"Weights:     {source}")
-    print(f"Photographs: {', '.join(photos)}; {subjects[0].preprocess.describe()}")
+    print(f"Weights:     {args.weights or random_weights}")
+    print(f"Photographs: {', '.join(photos)}; {preprocess.describe()}")
     print(f"Time:        one photograph, whole model, both paths in turn, median of {args.repeats}\n")
-    comparisons, maps, maps_title = compare_all(subjects, photos, args.repeats)
-    if args.weights:
-        print_classes(args, subjects[0], photos)
-    page = Page(
-        "MobileViT on real photographs",
-        f"{paths}; {origin}; {machine}",
-        f"{maps_title}, {origin}" if maps is not None else None,
-    )
-    seen = {name: subjects[0].preprocess.crop_image(photo) for name, photo in photos.items()}
-    try:
-        save_picture(output / PICTURE_NAME, page, seen, comparisons, maps)
-    except OSError as error:
-        raise UserError(
-            f"{output / PICTURE_NAME}: cannot write the picture ({error.strerror or error})"
-        ) from error
-    print(f"\nPicture:     {output / PICTURE_NAME}")
-    return 0 if all(comparison.passed for comparison in comparisons) else 1
+    origin = f"weights of {args.weights.name}" if args.weights else "random weights"
+    return f"{paths}; {origin}; {machine}"
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -147,10 +150,9 @@ def row(comparison: Comparison) -> str:
     )
 
 
-def print_classes(args: argparse.Namespace, subject: Subject, photos: dict[str, Image.Image]) -> None:
-    """Prints the five most probable classes of each photograph."""
-    names = class_names(subject.num_classes, args.labels, args.weights)
-    for name, photo in photos.items():
-        print(f"\n{name}")
+def print_classes(subject: Subject, photos: dict[str, Image.Image], names: dict[int, str]) -> None:
+    """Prints the five most probable classes of each photograph; ``names`` is index -> class name."""
+    for photo_name, photo in photos.items():
+        print(f"\n{photo_name}")
         for line in topk_lines(subject.model, subject.preprocess(photo), 5, names):
             print(line)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.cli.errors import UserError
@@ -24,7 +25,7 @@ class LoadedModel:
     """A model with its weights, and what was recognised in the file.
 
     Args:
-        model: in eval mode, on the CPU.
+        model: in eval mode, on the CPU, its weights in channels_last memory.
         name: a name of ``list_models``.
         checkpoint_format: "timm", "cvnets" or "hf".
         num_classes: outputs of the classifier.
@@ -80,7 +81,8 @@ def load_model(path: Path, name: str | None = None) -> LoadedModel:
         load_checkpoint(model, timm_state)
     except CHECKPOINT_ERRORS as error:
         raise UserError(f"{path} does not fit {name}: {checkpoint_reason(error)}") from error
-    return LoadedModel(model.eval(), name, checkpoint_format, num_classes)
+    channels_last = model.eval().to(memory_format=torch.channels_last)
+    return LoadedModel(channels_last, name, checkpoint_format, num_classes)
 
 
 def _matching_name(path: Path, name: str | None, state_dict: dict[str, Tensor]) -> str:

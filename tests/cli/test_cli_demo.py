@@ -89,6 +89,20 @@ def test_weights_are_used_and_classes_printed(
     assert "mobilevit_s " not in out
 
 
+@pytest.mark.parametrize(
+    ("weights", "reason"), [(True, "expected 12 class names"), (False, "no weights were given")]
+)
+def test_unusable_labels_are_refused_before_the_comparison(
+    mobilevit: Command, weights: bool, reason: str, timm_state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    save_checkpoint(timm_state, tmp_path / "weights.pt")
+    (tmp_path / "names.txt").write_text("cat\n")
+    option = ["--weights", tmp_path / "weights.pt"] if weights else []
+    outcome = mobilevit("demo", *option, *TINY, "--labels", tmp_path / "names.txt", "--output", tmp_path)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert reason in outcome.err
+
+
 def test_threads_are_set_for_the_run_alone(
     mobilevit: Command, restored_threads: None, tmp_path: Path
 ) -> None:
