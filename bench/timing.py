@@ -61,7 +61,7 @@ def time_in_turn(
     round_s = 0.0
     for name, function in functions.items():
         function()
-        estimate = min(seconds_per_call(function, 1) for _ in range(2))
+        estimate = seconds_per_call(function, 1)
         calls[name] = max(1, round(_SHORTEST_SAMPLE_S / max(estimate, 1e-9)))
         round_s += estimate * calls[name]
     rounds = min(max_rounds, max(min_rounds, int(budget_s / round_s)))
