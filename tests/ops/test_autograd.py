@@ -107,6 +107,24 @@ def test_tensors_made_in_inference_mode(op: str, make_problem: Builder) -> None:
     torch.testing.assert_close(out, problem.reference(), rtol=1e-4, atol=1e-5)
 
 
+def test_forward_mode_never_drops_a_tangent(op: str, make_problem: Builder, backend: str) -> None:
+    problem = make_problem(op)
+    x = problem.tensors[0]
+
+    def directional_derivative() -> torch.Tensor | None:
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            return torch.autograd.forward_ad.unpack_dual(problem.with_first(dual).fused()).tangent
+
+    if backend == "reference":
+        tangent = directional_derivative()
+        assert tangent is not None
+        assert tangent.abs().max() > 0
+        return
+    with pytest.raises((NotImplementedError, RuntimeError), match="forward"):
+        directional_derivative()
+
+
 def test_backward_on_another_thread(op: str, make_problem: Builder) -> None:
     problem = make_problem(op)
     grad_out = torch.randn_like(problem.fused())
