@@ -38,7 +38,9 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         torch, cpp_extension = import_torch()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build_dir = Path(self.build_temp).resolve() / f"cmake-torch-{torch.__version__}"
+        # An editable install compiles again and again: a folder that stays makes that incremental.
+        build_root = ROOT / "build" if self.editable_mode else Path(self.build_temp).resolve()
+        build_dir = build_root / f"cmake-torch-{torch.__version__}"
         build_dir.mkdir(parents=True, exist_ok=True)
         configure = [
             shutil.which("cmake") or "cmake",

@@ -2,12 +2,21 @@
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.backends import current_backend, explain_backends, use_backend
-from mobilevit_kernels.models import accelerate, create_model, list_models, load_checkpoint
+from mobilevit_kernels.models import (
+    CheckpointMismatch,
+    LoadReport,
+    accelerate,
+    create_model,
+    list_models,
+    load_checkpoint,
+)
 from mobilevit_kernels.ops import separable_attn, unfold_attn_fold
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointMismatch",
+    "LoadReport",
     "accelerate",
     "create_model",
     "current_backend",

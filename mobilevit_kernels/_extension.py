@@ -17,7 +17,9 @@ def load() -> None:
     try:
         built_for = importlib.import_module("mobilevit_kernels._build_info").TORCH_VERSION
     except ModuleNotFoundError as error:
-        raise ImportError(f"mobilevit_kernels has no compiled extension; build it with: {_REBUILD}") from error
+        raise ImportError(
+            f"mobilevit_kernels has no compiled extension; build it with: {_REBUILD}"
+        ) from error
     if built_for != torch.__version__:
         raise ImportError(
             f"mobilevit_kernels was built for torch {built_for} but torch {torch.__version__} is loaded; "

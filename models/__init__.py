@@ -5,16 +5,18 @@ from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAtte
 from mobilevit_kernels.models.block_v1 import MobileViTBlock
 from mobilevit_kernels.models.block_v2 import MobileViTv2Block
 from mobilevit_kernels.models.block_v3 import MobileViTv3Block, MobileViTv3SeparableBlock
-from mobilevit_kernels.models.checkpoints import load_checkpoint
+from mobilevit_kernels.models.checkpoints import CheckpointMismatch, LoadReport, load_checkpoint
 from mobilevit_kernels.models.features import FeatureExtractor, FeatureInfo
 from mobilevit_kernels.models.linformer import LinformerAttention
 from mobilevit_kernels.models.mobilevit import MobileViT
 from mobilevit_kernels.models.registry import create_model, list_models
 
 __all__ = [
+    "CheckpointMismatch",
     "FeatureExtractor",
     "FeatureInfo",
     "LinformerAttention",
+    "LoadReport",
     "MobileViT",
     "MobileViTBlock",
     "MobileViTv2Block",

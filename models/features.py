@@ -89,7 +89,7 @@ class FeatureExtractor(nn.ModuleDict):
         self.default_cfg = self.pretrained_cfg = {**model.default_cfg, "num_classes": 0}
         self.grad_checkpointing = False
         self.return_layers = [name.replace(".", "_") for name in self.feature_info.module_name()]
-        children = OrderedDict(stem=model.stem)
+        children: OrderedDict[str, nn.Module] = OrderedDict(stem=model.stem)
         children.update((f"stages_{index}", stage) for index, stage in enumerate(model.stages))
         children["final_conv"] = model.final_conv
         last = max(list(children).index(name) for name in self.return_layers)

@@ -12,7 +12,7 @@ from mobilevit_kernels.models.block_v3 import MobileViTv3Block, MobileViTv3Separ
 from mobilevit_kernels.models.configs import ModelConfig, StageConfig
 from mobilevit_kernels.models.layers import InvertedResidual
 
-BLOCKS: dict[str, type[nn.Module]] = {
+BLOCKS: dict[str, type[MobileViTBlock | MobileViTv2Block]] = {
     "v1": MobileViTBlock,
     "v2": MobileViTv2Block,
     "v3": MobileViTv3Block,

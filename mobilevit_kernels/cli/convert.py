@@ -9,7 +9,7 @@ from torch import Tensor
 from mobilevit_kernels.cli.errors import UserError
 from mobilevit_kernels.cli.preprocess import default_preprocess
 from mobilevit_kernels.cli.weights import CHECKPOINT_ERRORS, checkpoint_message, read_state_dict
-from mobilevit_kernels.models.checkpoints import convert_state_dict, infer_model_name, save_checkpoint
+from mobilevit_kernels.models.checkpoints import Format, convert_state_dict, infer_model_name, save_checkpoint
 
 # The first convolution of a model in timm's, cvnets' and Hugging Face's names.
 _STEM_SUFFIXES = ("stem.conv.weight", "conv_1.block.conv.weight", "conv_stem.convolution.weight")
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def convert(state_dict: dict[str, Tensor], target: str) -> tuple[dict[str, Tensor], list[str]]:
+def convert(state_dict: dict[str, Tensor], target: Format) -> tuple[dict[str, Tensor], list[str]]:
     """Returns the renamed state dict, and what the conversion warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -81,7 +81,8 @@ def load_model(path: Path, name: str | None = None) -> LoadedModel:
         load_checkpoint(model, timm_state)
     except CHECKPOINT_ERRORS as error:
         raise UserError(f"{path} does not fit {name}: {checkpoint_reason(error)}") from error
-    channels_last = model.eval().to(memory_format=torch.channels_last)
+    # The overload is missing from torch's annotations.
+    channels_last = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return LoadedModel(channels_last, name, checkpoint_format, num_classes)
 
 

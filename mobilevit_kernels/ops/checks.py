@@ -12,7 +12,9 @@ def check_patch_grid(name: str, x: Tensor, patch_size: tuple[int, int]) -> None:
         raise ValueError(f"patch_size: expected two positive ints, got ({ph}, {pw})")
     height, width = x.shape[2:]
     if height % ph != 0 or width % pw != 0:
-        raise ValueError(f"{name}: H and W must be divisible by patch_size ({ph}, {pw}), got {height} x {width}")
+        raise ValueError(
+            f"{name}: H and W must be divisible by patch_size ({ph}, {pw}), got {height} x {width}"
+        )
 
 
 def check_unfold_attn_fold(qkv: Tensor, num_heads: int, patch_size: tuple[int, int]) -> None:
@@ -23,7 +25,9 @@ def check_unfold_attn_fold(qkv: Tensor, num_heads: int, patch_size: tuple[int, i
         raise ValueError(f"num_heads: expected a positive int, got {num_heads}")
     channels = qkv.shape[1]
     if channels < 1 or channels % (3 * num_heads) != 0:
-        raise ValueError(f"qkv: channels must be 3 * num_heads * head_dim with num_heads={num_heads}, got {channels}")
+        raise ValueError(
+            f"qkv: channels must be 3 * num_heads * head_dim with num_heads={num_heads}, got {channels}"
+        )
 
 
 def check_separable_attn(

@@ -2,12 +2,14 @@
 
 from mobilevit_kernels.models.checkpoints.convert import convert_state_dict, detect_format
 from mobilevit_kernels.models.checkpoints.files import read_checkpoint, save_checkpoint
+from mobilevit_kernels.models.checkpoints.key_tables import Format
 from mobilevit_kernels.models.checkpoints.load import load_checkpoint
 from mobilevit_kernels.models.checkpoints.report import CheckpointMismatch, LoadReport
 from mobilevit_kernels.models.checkpoints.variants import detect_family, infer_model_name
 
 __all__ = [
     "CheckpointMismatch",
+    "Format",
     "LoadReport",
     "convert_state_dict",
     "detect_family",
