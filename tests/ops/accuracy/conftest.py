@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 # What a result may be off by where plain PyTorch happens to be exact, in roundings of the largest value: the
-# rounding to its dtype; in float32 the gradients' sums are rounded too (that of a lone token's query is a
-# difference of two equal dot products); float64 has no wider truth, so both sides round every sum.
+# rounding to its dtype; in float32 the gradients' sums are rounded too; float64 has no wider truth, so both sides
+# round every sum.
 FLOOR_ULPS = {torch.float64: 256.0}
 GRADIENT_FLOOR_ULPS = {torch.float64: 256.0, torch.float32: 4.0}
 
@@ -35,15 +35,26 @@ class Comparison:
 
 
 def compare(
-    what: str, actual: Tensor, plain: Sequence[Tensor], truth: Tensor, floors: dict[torch.dtype, float]
+    what: str,
+    actual: Tensor,
+    plain: Sequence[Tensor],
+    truth: Tensor,
+    floors: dict[torch.dtype, float],
+    terms: float = 0.0,
 ) -> Comparison:
-    """Compares one tensor; its shape and dtype must be right and its numbers finite."""
+    """Compares one tensor; its shape and dtype must be right and its numbers finite.
+
+    ``terms`` is the size of the terms whose sum is exactly 0 where plain PyTorch has no error at all: the gradient
+    of a lone token's query is a difference of two equal dot products, which a kernel may round apart.
+    """
     assert actual.shape == truth.shape
     assert actual.dtype == plain[0].dtype
     assert torch.isfinite(actual).all(), f"{what}: not finite"
     magnitude = truth.abs().max().item() if truth.numel() else 0.0
     floor = floors.get(actual.dtype, 1.0) * torch.finfo(actual.dtype).eps * magnitude
     peer = max(max_error(form, truth) for form in plain)
+    if peer == 0:
+        floor = max(floor, torch.finfo(actual.dtype).eps * terms)
     return Comparison(what, max_error(actual, truth), peer, floor)
 
 
@@ -71,8 +82,10 @@ def compare_backward(
     grads = problem.gradients(type(problem).fused, grad_out) if grads is None else grads
     truth = problem.map_tensors(Tensor.double).gradients(type(problem).reference, grad_out.double())
     plain = [problem.gradients(form, grad_out) for form in plain_forms(problem)]
+    largest = problem.tensors[0].abs().max().item() if problem.tensors[0].numel() else 0.0
+    terms = largest**2 * (grad_out.abs().max().item() if grad_out.numel() else 0.0)
     return [
-        compare(f"gradient {index}", grad, forms, one, GRADIENT_FLOOR_ULPS)
+        compare(f"gradient {index}", grad, forms, one, GRADIENT_FLOOR_ULPS, terms)
         for index, (grad, *forms, one) in enumerate(zip(grads, *plain, truth, strict=True))
     ]
 
