@@ -16,6 +16,7 @@ inline void check_floating(const char* name, const at::Tensor& x) {
 
 inline void check_patch_grid(const char* name, const at::Tensor& x, at::IntArrayRef patch_size) {
   TORCH_CHECK_VALUE(x.dim() == 4, name, ": expected 4 dimensions [B, C, H, W], got ", x.dim());
+  TORCH_CHECK_VALUE(patch_size.size() == 2, "patch_size: expected two positive ints, got ", patch_size);
   const int64_t ph = patch_size[0], pw = patch_size[1];
   TORCH_CHECK_VALUE(ph >= 1 && pw >= 1, "patch_size: expected two positive ints, got (", ph, ", ", pw, ")");
   TORCH_CHECK_VALUE(
@@ -29,7 +30,7 @@ inline void check_unfold_attn_fold(const at::Tensor& qkv, int64_t num_heads, at:
   TORCH_CHECK_VALUE(num_heads >= 1, "num_heads: expected a positive int, got ", num_heads);
   const int64_t channels = qkv.size(1);
   TORCH_CHECK_VALUE(
-      channels >= 1 && channels % (3 * num_heads) == 0,
+      channels >= 1 && num_heads <= channels && channels % (3 * num_heads) == 0,
       "qkv: channels must be 3 * num_heads * head_dim with num_heads=", num_heads, ", got ", channels);
 }
 
@@ -67,6 +68,17 @@ inline void check_separable_attn(
   check_bias("qkv_bias", qkv_bias, 1 + 2 * channels, x);
   check_weight("out_weight", out_weight, channels, x);
   check_bias("out_bias", out_bias, channels, x);
+}
+
+// Statistics that a forward op returned and its backward reads.
+inline void check_saved(
+    const char* name, const at::Tensor& saved, at::IntArrayRef sizes, at::ScalarType dtype, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(
+      saved.sizes() == sizes, name, ": expected ", sizes, " as the forward returned, got ", saved.sizes());
+  TORCH_CHECK_TYPE(
+      saved.scalar_type() == dtype, name, ": expected torch.", c10::getDtypeNames(dtype).first,
+      " as the forward returned, got torch.", c10::getDtypeNames(saved.scalar_type()).first);
+  TORCH_CHECK_VALUE(saved.device() == x.device(), name, ": expected device ", x.device(), ", got ", saved.device());
 }
 
 }  // namespace mobilevit

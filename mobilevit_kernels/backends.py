@@ -8,21 +8,23 @@ import torch
 from torch import Tensor
 
 OPS = ("unfold_attn_fold", "separable_attn")
-KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+OP_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+def _dtype_reason(dtype: torch.dtype) -> str | None:
+    if dtype not in OP_DTYPES:
+        return f"the ops take float32, float64, bfloat16 and float16, got {dtype}"
+    return None
 
 
 def _native_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     if device_type != "cpu":
         return f"the native kernels run on CPU tensors, got a {device_type} tensor"
-    if dtype not in KERNEL_DTYPES:
-        return f"the native kernels take float32, float64, bfloat16 and float16, got {dtype}"
-    return None
+    return _dtype_reason(dtype)
 
 
 def _reference_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
-    if not dtype.is_floating_point:
-        return f"attention needs a floating-point dtype, got {dtype}"
-    return None
+    return _dtype_reason(dtype)
 
 
 # In order of preference for "auto". Each predicate returns None if the backend can run, else why it cannot.

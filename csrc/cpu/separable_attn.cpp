@@ -69,12 +69,6 @@ at::Tensor separable_attn(
   return std::get<0>(forward(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size));
 }
 
-void check_saved(const char* name, const at::Tensor& tensor, int64_t numel) {
-  TORCH_CHECK_VALUE(
-      tensor.numel() == numel, name, ": expected what the forward returned (", numel, " elements), got ",
-      tensor.sizes());
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias,
     const at::Tensor& out_weight, const at::Tensor& scores, const at::Tensor& pooled, const at::Tensor& context,
@@ -85,9 +79,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   check_alike("grad_out", grad_out, x);
   const SeparableShape shape = shape_of(x, patch_size);
   const int64_t channels = shape.channels, rows = 1 + 2 * channels;
-  check_saved("scores", scores, shape.groups() * shape.grid.tokens());
-  check_saved("pooled", pooled, shape.groups() * channels);
-  check_saved("context", context, shape.groups() * channels);
+  const int64_t batch = x.size(0), positions = shape.grid.positions();
+  const at::ScalarType dtype = accumulate_dtype(x);
+  check_saved("scores", scores, {batch, positions, shape.grid.tokens()}, dtype, x);
+  check_saved("pooled", pooled, {batch, positions, channels}, dtype, x);
+  check_saved("context", context, {batch, positions, channels}, dtype, x);
 
   const at::Tensor map = with_adjacent_channels(x), grad_map = with_adjacent_channels(grad_out);
   const at::Tensor weight = parameter(qkv_weight, x), projection = parameter(out_weight, x);

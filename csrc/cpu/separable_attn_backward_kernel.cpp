@@ -1,6 +1,6 @@
 // Separable self-attention, backward. With u = out_weight^T grad_out and v the value projection (recomputed):
 //   grad_context = sum_n u relu(v)        grad_v = (u * context) [v > 0]      grad_pooled = key_weight^T grad_context
-//   grad_query_n = score_n (grad_pooled . x_n - grad_pooled . pooled)
+//   g_n = grad_pooled . x_n               grad_query_n = score_n (g_n - sum_m score_m g_m)
 //   grad_x = value_weight^T grad_v + score_n grad_pooled + grad_query_n query_weight
 // The first pass over the tokens does what needs no sum over the group, the second adds the pooled path.
 // No tensor of token size is kept: weight gradients are summed tile by tile in one pair of matrices per thread.
@@ -53,7 +53,8 @@ class Backward {
         grad_context_runs_(shared_.take(tiles_.runs().count() * channels_)),
         grad_context_(shared_.take(groups_ * channels_)),
         grad_pooled_(shared_.take(groups_ * channels_)),
-        grad_query_weight_runs_(shared_.take(pool_runs_.count() * channels_)) {}
+        grad_query_weight_runs_(shared_.take(pool_runs_.count() * channels_)),
+        grad_scores_(shared_.take(groups_ * tokens_)) {}
 
   void run() {
     first_pass();
@@ -73,13 +74,12 @@ class Backward {
           groups_, columns, channels_, StridedMatrix<A>{grad_context_, channels_, 1}, weights_.key + column, channels_,
           grad_pooled_ + column, channels_, Overwrite());
     });
-    const int64_t pooled_flops = 8 * kPoolTokens * channels_;
-    at::parallel_for(0, pool_runs_.count(), grain_size(pooled_flops), [&](int64_t begin, int64_t end) {
-      Workspace<A> workspace(2 * Workspace<A>::padded(kPoolTokens * channels_));
-      A* x = workspace.take(kPoolTokens * channels_);
-      A* grad = workspace.take(kPoolTokens * channels_);
-      for (int64_t i = begin; i < end; ++i)
-        second_pass(pool_runs_[i], x, grad, grad_query_weight_runs_ + i * channels_);
+    for_each_pool_run(2, [&](int64_t i, A* x, A*) { score_gradients(pool_runs_[i], x); });
+    at::parallel_for(0, groups_, grain_size(5 * tokens_), [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) query_gradients(group);
+    });
+    for_each_pool_run(6, [&](int64_t i, A* x, A* grad) {
+      second_pass(pool_runs_[i], x, grad, grad_query_weight_runs_ + i * channels_);
     });
     if (args_.want_grad_weights) finish_weights();
   }
@@ -88,7 +88,18 @@ class Backward {
   int64_t shared_size() const {
     const auto padded = Workspace<A>::padded;
     return padded(tiles_.runs().count() * channels_) + 2 * padded(groups_ * channels_) +
-        padded(pool_runs_.count() * channels_);
+        padded(pool_runs_.count() * channels_) + padded(groups_ * tokens_);
+  }
+
+  // Calls function(run index, two buffers [kPoolTokens, C]) for all pool runs, in parallel.
+  template <typename Function>
+  void for_each_pool_run(int64_t flops_per_value, const Function& function) {
+    const int64_t size = kPoolTokens * channels_;
+    at::parallel_for(0, pool_runs_.count(), grain_size(flops_per_value * size), [&](int64_t begin, int64_t end) {
+      Workspace<A> workspace(2 * Workspace<A>::padded(size));
+      A *first = workspace.take(size), *second = workspace.take(size);
+      for (int64_t i = begin; i < end; ++i) function(i, first, second);
+    });
   }
 
   // Buffers of one thread for one tile.
@@ -196,16 +207,31 @@ class Backward {
     std::copy(sum.begin(), sum.end(), dst);
   }
 
-  // Adds the path through the pooled token to grad_x, and sums the tile's share of the query weight's gradient.
+  // g_n = grad_pooled . x_n of a run of tokens.
+  void score_gradients(const TokenRun& run, A* x) {
+    load_tokens<T>(run.slice(args_.shape, args_.x), run.first, run.count, x, channels_);
+    A* grad_scores = grad_scores_ + run.group * tokens_ + run.first;
+    for (int64_t n = 0; n < run.count; ++n) {
+      grad_scores[n] = dot(grad_pooled_ + run.group * channels_, x + n * channels_, channels_);
+    }
+  }
+
+  // Softmax backward of a group: grad_query in place of the g_n. The mean is taken of the very numbers it is subtracted
+  // from, so that it cancels where one score is nearly 1.
+  void query_gradients(int64_t group) {
+    A* grad = grad_scores_ + group * tokens_;
+    const A* scores = scores_ + group * tokens_;
+    double mean = 0;
+    for (int64_t n = 0; n < tokens_; ++n) mean += static_cast<double>(scores[n]) * grad[n];
+    for (int64_t n = 0; n < tokens_; ++n) grad[n] = scores[n] * static_cast<A>(grad[n] - mean);
+  }
+
+  // Adds the path through the pooled token to grad_x, and sums the run's share of the query weight's gradient.
   void second_pass(const TokenRun& run, A* x, A* grad, A* grad_query_weight) {
     const A* grad_pooled = grad_pooled_ + run.group * channels_;
     const A* scores = scores_ + run.group * tokens_ + run.first;
-    const A mean = dot(grad_pooled, pooled_ + run.group * channels_, channels_);
+    const A* grad_query = grad_scores_ + run.group * tokens_ + run.first;
     load_tokens<T>(run.slice(args_.shape, args_.x), run.first, run.count, x, channels_);
-    alignas(64) A grad_query[kPoolTokens];
-    for (int64_t n = 0; n < run.count; ++n) {
-      grad_query[n] = scores[n] * (dot(grad_pooled, x + n * channels_, channels_) - mean);
-    }
     gemm(
         1, channels_, run.count, StridedMatrix<A>{grad_query, run.count, 1}, x, channels_, grad_query_weight, channels_,
         Overwrite());
@@ -280,6 +306,7 @@ class Backward {
   A* grad_context_runs_;                       // [runs, C]
   A *grad_context_, *grad_pooled_;             // [groups, C]
   A* grad_query_weight_runs_;                  // [pool runs, C]
+  A* grad_scores_;                             // [groups, N]: g_n, then grad_query
   std::vector<WeightGradients<A>> gradients_;  // by thread
 };
 

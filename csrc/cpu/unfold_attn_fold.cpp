@@ -51,10 +51,10 @@ at::Tensor backward(
   }
   const at::Tensor map = with_adjacent_channels(qkv), out_map = with_adjacent_channels(out),
                    grad_map = with_adjacent_channels(grad_out);
+  check_saved(
+      "logsumexp", logsumexp, {qkv.size(0), shape.grid.positions(), num_heads, shape.grid.tokens()},
+      accumulate_dtype(qkv), qkv);
   const at::Tensor stats = logsumexp.contiguous();
-  TORCH_CHECK_VALUE(
-      stats.numel() * shape.head_dim == out.numel(), "logsumexp: expected one number per token and head, got ",
-      logsumexp.sizes());
   const at::Tensor grad_qkv = empty_map(qkv, qkv.size(1));
   if (grad_qkv.numel() > 0) {
     run_unfold_attn_fold_backward(

@@ -17,10 +17,12 @@ def check_patch_grid(name: str, x: Tensor, patch_size: tuple[int, int]) -> None:
         )
 
 
-def check_unfold_attn_fold(qkv: Tensor, num_heads: int, patch_size: tuple[int, int]) -> None:
+def check_unfold_attn_fold(
+    qkv: Tensor, num_heads: int, patch_size: tuple[int, int], scale: float | None = None
+) -> None:
     """Raises ValueError or TypeError where the arguments of ``unfold_attn_fold`` break its contract."""
     check_patch_grid("qkv", qkv, patch_size)
-    _check_floating("qkv", qkv)
+    check_floating("qkv", qkv)
     if num_heads < 1:
         raise ValueError(f"num_heads: expected a positive int, got {num_heads}")
     channels = qkv.shape[1]
@@ -40,7 +42,7 @@ def check_separable_attn(
 ) -> None:
     """Raises ValueError or TypeError where the arguments of ``separable_attn`` break its contract."""
     check_patch_grid("x", x, patch_size)
-    _check_floating("x", x)
+    check_floating("x", x)
     channels = x.shape[1]
     if channels < 1:
         raise ValueError("x: expected at least one channel, got 0")
@@ -50,7 +52,8 @@ def check_separable_attn(
     _check_bias("out_bias", out_bias, channels, x)
 
 
-def _check_floating(name: str, x: Tensor) -> None:
+def check_floating(name: str, x: Tensor) -> None:
+    """Raises TypeError unless ``x`` has a floating-point dtype."""
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
 

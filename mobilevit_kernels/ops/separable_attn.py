@@ -8,10 +8,11 @@ from torch import Tensor
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.backends import select_backend
-from mobilevit_kernels.ops.checks import check_separable_attn
+from mobilevit_kernels.ops.checks import check_floating, check_separable_attn
 from mobilevit_kernels.ops.registration import (
     accumulate_dtype,
     as_pair,
+    call_reference,
     channels_last_empty,
     forbid_double_backward,
     register_autocast,
@@ -55,11 +56,11 @@ def separable_attn(
         RuntimeError: the chosen backend cannot run here; the message says why.
     """
     patch = as_pair(patch_size)
+    check_floating("x", x)
+    args = (x, qkv_weight, qkv_bias, out_weight, out_bias, patch)
     if select_backend("separable_attn", x) == "reference":
-        if not torch.is_autocast_enabled(x.device.type):
-            check_separable_attn(x, qkv_weight, qkv_bias, out_weight, out_bias, patch)
-        return reference.separable_attn(x, qkv_weight, qkv_bias, out_weight, out_bias, patch)
-    return _op(x, qkv_weight, qkv_bias, out_weight, out_bias, patch)
+        return call_reference(reference.separable_attn, check_separable_attn, *args)
+    return _op(*args)
 
 
 @torch.library.register_fake("mobilevit::separable_attn")

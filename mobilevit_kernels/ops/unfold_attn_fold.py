@@ -8,10 +8,11 @@ from torch import Tensor
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.backends import select_backend
-from mobilevit_kernels.ops.checks import check_unfold_attn_fold
+from mobilevit_kernels.ops.checks import check_floating, check_unfold_attn_fold
 from mobilevit_kernels.ops.registration import (
     accumulate_dtype,
     as_pair,
+    call_reference,
     channels_last_empty,
     forbid_double_backward,
     register_autocast,
@@ -49,9 +50,11 @@ def unfold_attn_fold(
         RuntimeError: the chosen backend cannot run here; the message says why.
     """
     patch = as_pair(patch_size)
+    check_floating("qkv", qkv)
     if select_backend("unfold_attn_fold", qkv) == "reference":
-        check_unfold_attn_fold(qkv, num_heads, patch)
-        return reference.unfold_attn_fold(qkv, num_heads, patch, scale)
+        return call_reference(
+            reference.unfold_attn_fold, check_unfold_attn_fold, qkv, num_heads, patch, scale
+        )
     return _op(qkv, num_heads, patch, scale)
 
 

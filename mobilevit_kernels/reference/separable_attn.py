@@ -32,9 +32,14 @@ def separable_attn(
     """
     channels = x.shape[1]
     tokens = unfold(x, patch_size)  # [B, C, P, N]
-    qkv = F.conv2d(tokens, qkv_weight.reshape(1 + 2 * channels, channels, 1, 1), qkv_bias)
+    qkv = _project(tokens, qkv_weight, qkv_bias)
     query, key, value = qkv.split([1, channels, channels], dim=1)
     scores = query.softmax(dim=-1)  # [B, 1, P, N]
     context = (key * scores).sum(dim=-1, keepdim=True)  # [B, C, P, 1]
-    out = F.conv2d(value.relu() * context, out_weight.reshape(channels, channels, 1, 1), out_bias)
+    out = _project(value.relu() * context, out_weight, out_bias)
     return fold(out, (x.shape[2], x.shape[3]), patch_size).contiguous(memory_format=torch.channels_last)
+
+
+def _project(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution of ``[B, C, P, N]``, which may hold no token."""
+    return F.linear(tokens.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
