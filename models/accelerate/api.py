@@ -33,6 +33,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     The blocks may sit anywhere: in a timm model (``features_only`` too), in any transformers MobileViT or MobileViTV2
     (bare, classification, segmentation), in a network that uses one as its backbone, or under DataParallel or
     DistributedDataParallel. Accelerate before ``torch.compile``, sharding and device placement hooks.
+    A model in channels_last memory (``model.to(memory_format=torch.channels_last)``) is the fastest on the CPU: in it
+    no block copies its map.
 
     Args:
         model: the model; one that is accelerated already, or that comes from this package, is returned as it is.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,10 +39,14 @@ def transform_map(
         norm: maps tokens to tokens, each alone.
 
     Returns:
-        ``[B, C, H, W]``, channels_last.
+        ``[B, C, H, W]``; channels_last unless compiled.
     """
     resized = resize_to_patches(x, patch_size, align_corners=False)
     y = to_map(norm(transformer(to_tokens(resized))))
+    if torch.compiler.is_dynamo_compiling():
+        # Costs nothing: Inductor fuses it and lays it out as the next convolution wants. Given the permuted view
+        # instead, Inductor of torch 2.13 cannot order its strides where H and W are dynamic, and fails.
+        y = y.contiguous()
     if y.shape[2:] == x.shape[2:]:
         return y
     return F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)

@@ -4,6 +4,8 @@ import copy
 import io
 import logging
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -205,6 +207,25 @@ def test_another_timm_model() -> None:
     timm = pytest.importorskip("timm")
     with pytest.raises(ValueError, match="no MobileViT block"):
         accelerate(timm.create_model("mobilenetv3_small_050"))
+
+
+def test_neither_library_is_needed() -> None:
+    """Without timm and transformers the functions import, answer and refuse, and load neither."""
+    code = """
+import sys
+sys.modules["timm"] = sys.modules["transformers"] = None  # importing them fails
+from torch import nn
+from mobilevit_kernels.models.accelerate import accelerate, accelerated_modules
+assert accelerated_modules(nn.Identity()) == []
+try:
+    accelerate(nn.Identity())
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert "no MobileViT block" in done.stdout
 
 
 @pytest.mark.parametrize("value", ["mobilevit_xxs", None, {"a": 1}])

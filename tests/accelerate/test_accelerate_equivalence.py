@@ -13,12 +13,12 @@ KINDS = ("timm_v1", "timm_v2", "hf_v1", "hf_v1_segmentation", "hf_v2", "hf_v2_se
 CLASSIFIERS = ("timm_v1", "timm_v2", "hf_v1", "hf_v2")
 # (op, layers of the models in conftest)
 OPS = {
-    "timm_v1": ("unfold_attn_fold", 9),
-    "timm_v2": ("separable_attn", 9),
-    "hf_v1": ("unfold_attn_fold", 9),
-    "hf_v1_segmentation": ("unfold_attn_fold", 9),
-    "hf_v2": ("separable_attn", 4),
-    "hf_v2_segmentation": ("separable_attn", 4),
+    "timm_v1": ("mobilevit::unfold_attn_fold", 9),
+    "timm_v2": ("mobilevit::separable_attn", 9),
+    "hf_v1": ("mobilevit::unfold_attn_fold", 9),
+    "hf_v1_segmentation": ("mobilevit::unfold_attn_fold", 9),
+    "hf_v2": ("mobilevit::separable_attn", 4),
+    "hf_v2_segmentation": ("mobilevit::separable_attn", 4),
 }
 
 
@@ -60,11 +60,27 @@ def test_outputs(
 def test_every_layer_runs_on_its_op(
     kind: str, build: Callable, images: Callable, logits: Callable, count_ops: Callable, native: None
 ) -> None:
+    """Once per layer, and the original never does."""
     original, accelerated = pair(build(kind))
     name, layers = OPS[kind]
     with torch.no_grad():
-        assert count_ops(logits, original, images()) == {}
-        assert count_ops(logits, accelerated, images()) == {name: layers}
+        before, after = (count_ops(logits, model, images()) for model in (original, accelerated))
+    assert not any(key.startswith("mobilevit::") for key in before)
+    assert {key: calls for key, calls in after.items() if key.startswith("mobilevit::")} == {name: layers}
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_nothing_is_unfolded(
+    kind: str, build: Callable, images: Callable, logits: Callable, count_ops: Callable, native: None
+) -> None:
+    """A channels_last model copies no activation; otherwise each block makes its map channels_last, once."""
+    copies = ("aten::clone", "aten::copy_", "aten::_to_copy", "aten::im2col", "aten::col2im")
+    for memory_format, allowed in ((torch.channels_last, 0), (torch.contiguous_format, 3)):
+        accelerated = accelerate(build(kind)).to(memory_format=memory_format)
+        x = images().contiguous(memory_format=memory_format)
+        with torch.no_grad():
+            calls = count_ops(logits, accelerated, x)
+        assert sum(calls[name] for name in copies) <= allowed
 
 
 def test_mobilevit_s(images: Callable) -> None:

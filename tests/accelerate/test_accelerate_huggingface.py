@@ -85,7 +85,7 @@ def test_gradient_checkpointing(
         layers = 9 if kind == "hf_v1" else 4
         x = images().double()
         calls = count_ops(lambda model=model, x=x: model(x).logits.square().sum().backward())
-        assert calls[f"{OPS[kind]}_forward"] == (2 * layers if enable else layers)
+        assert calls[f"mobilevit::{OPS[kind]}_forward"] == (2 * layers if enable else layers)
         gradients.append([parameter.grad for parameter in model.parameters()])
     for actual, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
