@@ -70,7 +70,7 @@ class AcceleratedMobileViTLayer(AcceleratedBlock, MobileViTLayer):
         if self.downsampling_layer is not None:
             features = self.downsampling_layer(features)
         local = self.conv_1x1(self.conv_kxk(features))
-        patch_size = int(self.patch_height), int(self.patch_width)
+        patch_size: Any = (self.patch_height, self.patch_width)
         projected = self.conv_projection(transform_map(local, patch_size, self.transformer, self.layernorm))
         return self.fusion(torch.cat((features, projected), dim=1))
 
