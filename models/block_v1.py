@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
-from mobilevit_kernels.models.layers import ConvNormAct, channels_last, pad_to_patches, resize_to_patches
+from mobilevit_kernels.models.layers import ConvNormAct, channels_last, pad_to_patches
 from mobilevit_kernels.models.linformer import LinformerAttention
+from mobilevit_kernels.models.token_map import transform_map
 from mobilevit_kernels.models.transformer import TransformerLayer
 from mobilevit_kernels.ops.registration import as_pair
 
@@ -100,29 +100,11 @@ class MobileViTBlock(nn.Module):
         """``[B, C, H, W]`` -> ``[B, C, H, W]`` in channels_last memory, any H and W."""
         x = channels_last(x)
         local_features = self.conv_1x1(self.conv_kxk(x))
-        global_features = self.conv_proj(self.forward_tokens(local_features))
+        tokens = transform_map(local_features, self.patch_size, self.transformer, self.norm)
+        global_features = self.conv_proj(tokens)
         skip = local_features if self.fusion_input == "local" else x
         out = self.conv_fusion(torch.cat((skip, global_features), dim=1))
         return x + out if self.input_residual else out
-
-    def forward_tokens(self, x: Tensor) -> Tensor:
-        """Runs the transformer with the pixels of a map as tokens.
-
-        A map that does not divide into patches is enlarged bilinearly, and the result is brought back to its size.
-
-        Args:
-            x: ``[B, dim, H, W]``.
-
-        Returns:
-            ``[B, dim, H, W]``.
-        """
-        size = x.shape[2:]
-        resized = channels_last(resize_to_patches(x, self.patch_size, align_corners=False))
-        tokens = self.norm(self.transformer(resized.permute(0, 2, 3, 1)))  # [B, H', W', dim]
-        out = tokens.permute(0, 3, 1, 2)
-        if out.shape[2:] != size:
-            out = F.interpolate(out, size=size, mode="bilinear", align_corners=False)
-        return out
 
 
 def check_option(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -92,14 +92,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
                    dense_context = context.contiguous();
   const auto [want_grad_x, want_grad_weights] = output_mask;
   const at::Tensor grad_x = want_grad_x ? empty_map(x, channels) : at::empty({0}, x.options());
+  const bool empty = x.numel() == 0;
   const auto grad_parameter = [&, wanted = want_grad_weights](at::IntArrayRef sizes) {
     const auto options = x.options().dtype(accumulate_dtype(x));
-    return wanted ? at::zeros(sizes, options) : at::empty({0}, options);
+    if (!wanted) return at::empty({0}, options);
+    return empty ? at::zeros(sizes, options) : at::empty(sizes, options);
   };
   const at::Tensor grad_weight = grad_parameter({rows, channels}), grad_bias = grad_parameter({rows}),
                    grad_projection = grad_parameter({channels, channels}),
                    grad_projection_bias = grad_parameter({channels});
-  if (x.numel() > 0) {
+  if (!empty) {
     run_separable_attn_backward(
         {shape,
          {weight.const_data_ptr(), bias.const_data_ptr(), projection.const_data_ptr(), nullptr},

@@ -20,17 +20,12 @@ namespace {
 // Sums of one thread over its tiles. The matrices are uninitialised until the first tile.
 template <typename A>
 struct WeightGradients {
-  Workspace<A> memory;
-  A *value, *out_transposed;                 // [C, C]
+  A *value, *out;                            // [C, C]
   std::vector<double> value_bias, out_bias;  // [C]; float64 because they are long sums
   bool used = false;
 
-  explicit WeightGradients(int64_t channels)
-      : memory(2 * Workspace<A>::padded(channels * channels)),
-        value(memory.take(channels * channels)),
-        out_transposed(memory.take(channels * channels)),
-        value_bias(channels),
-        out_bias(channels) {}
+  WeightGradients(A* value, A* out, int64_t channels)
+      : value(value), out(out), value_bias(channels), out_bias(channels) {}
 };
 
 template <typename T>
@@ -122,9 +117,7 @@ class Backward {
   };
 
   void first_pass() {
-    if (args_.want_grad_weights) {
-      for (int i = 0; i < at::get_num_threads(); ++i) gradients_.emplace_back(channels_);
-    }
+    if (args_.want_grad_weights) allocate_gradients(at::get_num_threads());
     const int64_t tile_flops = 10 * channels_ * channels_ * tiles_.lanes();
     at::parallel_for(0, tiles_.count(), grain_size(tile_flops), [&](int64_t begin, int64_t end) {
       Scratch scratch(channels_ * tiles_.lanes());
@@ -134,6 +127,19 @@ class Backward {
       }
     });
   }
+
+  // The first thread sums in the result itself.
+  void allocate_gradients(int threads) {
+    gradients_.emplace_back(grad_value_weight(), static_cast<A*>(args_.grad_out_weight), channels_);
+    const int64_t size = channels_ * channels_;
+    for (int i = 1; i < threads; ++i) {
+      Workspace<A>& memory = gradient_memory_.emplace_back(2 * Workspace<A>::padded(size));
+      A* value = memory.take(size);
+      gradients_.emplace_back(value, memory.take(size), channels_);
+    }
+  }
+
+  A* grad_value_weight() const { return static_cast<A*>(args_.grad_qkv_weight) + (1 + channels_) * channels_; }
 
   // Returns the lanes in use.
   int64_t tile_gradients(int64_t tile, Scratch& s) {
@@ -190,12 +196,14 @@ class Backward {
     return horizontal_sum(sum);
   }
 
-  // grad_value_weight += grad_v x^T and (grad_out_weight)^T += (relu(v) * context) grad_out^T.
+  // grad_value_weight += grad_v x^T and grad_out_weight += grad_out (relu(v) * context)^T.
   template <typename Epilogue>
   void add_products(int64_t columns, const Scratch& s, WeightGradients<A>& sums, const Epilogue& epilogue) {
-    const StridedMatrix<A> grad_value{s.grad_gated, tiles_.lanes(), 1}, gated{s.value, tiles_.lanes(), 1};
+    const int64_t stride = tiles_.lanes();
+    const StridedMatrix<A> grad_value{s.grad_gated, stride, 1}, grad_out{s.grad_out_lanes, stride, 1};
     gemm(channels_, channels_, columns, grad_value, s.x, channels_, sums.value, channels_, epilogue);
-    gemm(channels_, channels_, columns, gated, s.grad_out, channels_, sums.out_transposed, channels_, epilogue);
+    transpose(s.value, stride, s.rows, channels_, channels_, columns);
+    gemm(channels_, channels_, columns, grad_out, s.rows, channels_, sums.out, channels_, epilogue);
   }
 
   // dst = sum of `count` rows of C, in float64 because the sum may be long.
@@ -247,53 +255,42 @@ class Backward {
     store_tokens<T>(slice, run.first, run.count, grad, channels_);
   }
 
-  // The gradients of the parameters arrive as zeros.
   void finish_weights() {
     A* grad_query = static_cast<A*>(args_.grad_qkv_weight);
     A* grad_key = grad_query + channels_;
-    A* grad_value = grad_key + channels_ * channels_;
-    A* grad_out = static_cast<A*>(args_.grad_out_weight);
     A* grad_bias = static_cast<A*>(args_.grad_qkv_bias);
-    A* grad_out_bias = static_cast<A*>(args_.grad_out_bias);
     sum_rows(grad_query_weight_runs_, pool_runs_.count(), grad_query);
+    grad_bias[0] = 0;
     sum_rows(grad_context_, groups_, grad_bias + 1);
-    for (const auto& sums : gradients_) {
-      add(sums.value_bias.data(), grad_bias + 1 + channels_, channels_);
-      add(sums.out_bias.data(), grad_out_bias, channels_);
+    WeightGradients<A>& total = gradients_.front();
+    if (!total.used) {
+      std::fill_n(total.value, channels_ * channels_, A(0));
+      std::fill_n(total.out, channels_ * channels_, A(0));
     }
     at::parallel_for(0, channels_, grain_size(2 * channels_ * groups_), [&](int64_t begin, int64_t end) {
       // grad_key_weight = grad_context^T pooled
+      const StridedMatrix<A> grad_context{grad_context_ + begin, 1, channels_};
       gemm(
-          end - begin, channels_, groups_, StridedMatrix<A>{grad_context_ + begin, 1, channels_}, pooled_, channels_,
-          grad_key + begin * channels_, channels_, Overwrite());
-      for (const auto& sums : gradients_) {
-        if (!sums.used) continue;
-        add(sums.value + begin * channels_, grad_value + begin * channels_, (end - begin) * channels_);
+          end - begin, channels_, groups_, grad_context, pooled_, channels_, grad_key + begin * channels_, channels_,
+          Overwrite());
+      for (size_t i = 1; i < gradients_.size(); ++i) {
+        if (!gradients_[i].used) continue;
+        const int64_t first = begin * channels_, count = (end - begin) * channels_;
+        add(gradients_[i].value + first, total.value + first, count);
+        add(gradients_[i].out + first, total.out + first, count);
       }
-      sum_out_weight(begin, end, grad_out);
     });
-  }
-
-  // Rows [begin, end) of grad_out_weight: the transposed sums of all threads.
-  void sum_out_weight(int64_t begin, int64_t end, A* grad_out) {
-    const WeightGradients<A>* total = nullptr;
-    for (auto& sums : gradients_) {
-      if (!sums.used) continue;
-      if (total == nullptr) {
-        total = &sums;
-        continue;
-      }
-      for (int64_t c = 0; c < channels_; ++c) {
-        add(sums.out_transposed + c * channels_ + begin, total->out_transposed + c * channels_ + begin, end - begin);
-      }
+    for (size_t i = 1; i < gradients_.size(); ++i) {
+      add(gradients_[i].value_bias.data(), total.value_bias.data(), channels_);
+      add(gradients_[i].out_bias.data(), total.out_bias.data(), channels_);
     }
-    transpose(
-        total->out_transposed + begin, channels_, grad_out + begin * channels_, channels_, channels_, end - begin);
+    std::copy(total.value_bias.begin(), total.value_bias.end(), grad_bias + 1 + channels_);
+    std::copy(total.out_bias.begin(), total.out_bias.end(), static_cast<A*>(args_.grad_out_bias));
   }
 
-  template <typename From>
-  static void add(const From* from, A* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] += static_cast<A>(from[i]);
+  template <typename Number>
+  static void add(const Number* from, Number* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
   }
 
   const SeparableBackward& args_;
@@ -303,10 +300,11 @@ class Backward {
   Tiles<A> tiles_;
   TokenRuns pool_runs_;
   Workspace<A> shared_;
-  A* grad_context_runs_;                       // [runs, C]
-  A *grad_context_, *grad_pooled_;             // [groups, C]
-  A* grad_query_weight_runs_;                  // [pool runs, C]
-  A* grad_scores_;                             // [groups, N]: g_n, then grad_query
+  A* grad_context_runs_;            // [runs, C]
+  A *grad_context_, *grad_pooled_;  // [groups, C]
+  A* grad_query_weight_runs_;       // [pool runs, C]
+  A* grad_scores_;                  // [groups, N]: g_n, then grad_query
+  std::vector<Workspace<A>> gradient_memory_;
   std::vector<WeightGradients<A>> gradients_;  // by thread
 };
 

@@ -25,9 +25,6 @@ from mobilevit_kernels.models.accelerate.maps import (
     check_no_dropout,
     is_plain,
     on_unfolded,
-    to_map,
-    to_tokens,
-    transform_map,
 )
 from mobilevit_kernels.models.accelerate.replacement import (
     AcceleratedBlock,
@@ -39,6 +36,7 @@ from mobilevit_kernels.models.accelerate.replacement import (
     require_type,
 )
 from mobilevit_kernels.models.layers import channels_last
+from mobilevit_kernels.models.token_map import to_map, to_tokens, transform_map
 
 
 class AcceleratedMobileViTSelfAttention(MobileViTSelfAttention):
