@@ -1,6 +1,6 @@
 """The three generations of MobileViT on the fused ops, and what works on them."""
 
-from mobilevit_kernels.models.accelerate import accelerate
+from mobilevit_kernels.models.accelerate import accelerate, accelerated_modules
 from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
 from mobilevit_kernels.models.block_v1 import MobileViTBlock
 from mobilevit_kernels.models.block_v2 import MobileViTv2Block
@@ -25,6 +25,7 @@ __all__ = [
     "MultiHeadAttention",
     "SeparableAttention",
     "accelerate",
+    "accelerated_modules",
     "create_model",
     "list_models",
     "load_checkpoint",
