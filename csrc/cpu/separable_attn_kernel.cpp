@@ -15,9 +15,6 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
-
 // e**x for x <= 0 (or NaN). The rounding of x * log2(e) is put back, for sums over many tokens would show it.
 template <typename A>
 Vec<A> exp_nonpositive(const Vec<A>& x) {

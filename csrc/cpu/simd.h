@@ -2,7 +2,6 @@
 // in a namespace named after it, so that no two builds of one function can be confused by the linker.
 #pragma once
 
-#include <ATen/OpMathType.h>
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
@@ -10,6 +9,9 @@
 #include <type_traits>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
 
 template <typename T>
 using Vec = at::vec::Vectorized<T>;

@@ -10,9 +10,7 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
-constexpr int64_t kKeyBlock = 256;  // keys whose scores for one panel of queries stay in L1
-constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
+constexpr int64_t kKeyBlock = 256;      // keys whose scores for one panel of queries stay in L1
 constexpr double kFlopsPerChunk = 2e6;  // work below which a second thread costs more than it saves
 
 // One (sample, pixel position, head).
