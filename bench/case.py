@@ -6,7 +6,7 @@ from itertools import product
 
 from bench.model_problems import model_problem
 from bench.problems import Problem, stage_problem
-from bench.shapes import DTYPES, StageShape
+from bench.shapes import ALL_DTYPES, StageShape
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Case:
     def problem(self, image_side: int) -> Problem:
         """Builds the inputs and the candidates."""
         if isinstance(self.target, str):
-            return model_problem(self.target, self.batch, DTYPES[self.dtype], self.direction, image_side)
-        return stage_problem(self.target, self.batch, DTYPES[self.dtype])
+            return model_problem(self.target, self.batch, ALL_DTYPES[self.dtype], self.direction, image_side)
+        return stage_problem(self.target, self.batch, ALL_DTYPES[self.dtype])
 
 
 def cases(

@@ -23,14 +23,15 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def chosen_backend(op: str) -> str:
-    """The backend that runs an op on a float32 CPU tensor under the current choice."""
+def chosen_backend(op: str, device: torch.device | str = "cpu") -> str:
+    """The backend that runs an op on a float32 tensor of this device under the current choice."""
     if current_backend() != "auto":
         return current_backend()
-    return next((name for name, reason in explain_backends(op).items() if reason is None), "none")
+    reasons = explain_backends(op, device=device)
+    return next((name for name, reason in reasons.items() if reason is None), "none")
 
 
-def describe_environment() -> dict[str, str]:
+def describe_environment(device: torch.device | str = "cpu") -> dict[str, str]:
     """Processor, instruction set, cores, versions and backends, by name."""
     versions = {}
     for package in _PACKAGES:
@@ -45,6 +46,6 @@ def describe_environment() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,
-        "unfold_attn_fold backend": chosen_backend("unfold_attn_fold"),
-        "separable_attn backend": chosen_backend("separable_attn"),
+        "unfold_attn_fold backend": chosen_backend("unfold_attn_fold", device),
+        "separable_attn backend": chosen_backend("separable_attn", device),
     }

@@ -58,9 +58,9 @@ class Gate:
         self._truth = problem.truth.results(direction)
         self._peer_errors = self._errors(problem.peers[0])
 
-    def check(self) -> GateResult:
-        """Computes ours under the present thread count and compares it."""
-        results = [self._result(*item) for item in self._errors(self._problem.ours).items()]
+    def check(self, candidate: Candidate | None = None) -> GateResult:
+        """Computes ours (or another candidate) under the present thread count and compares it."""
+        results = [self._result(*item) for item in self._errors(candidate or self._problem.ours).items()]
         failed = [result for result in results if not result.passed]
         return failed[0] if failed else max(results, key=lambda result: result.error / result.limit)
 

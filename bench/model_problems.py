@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,6 +20,33 @@ def peer_names(name: str) -> tuple[str, str]:
     return f"{kind} NCHW", f"{kind} NHWC"
 
 
+@dataclass(frozen=True)
+class Networks:
+    """Two networks with the same random weights, in training mode on the CPU.
+
+    Attributes:
+        name: the model's name.
+        ours: this package's.
+        plain: timm's, or ours where timm has none.
+        plain_backend: the backend that makes ``plain`` plain PyTorch; None where it is timm's.
+    """
+
+    name: str
+    ours: nn.Module
+    plain: nn.Module
+    plain_backend: str | None
+
+
+def make_networks(name: str) -> Networks:
+    """Ours and plain PyTorch's model of a name of ``list_models()``."""
+    torch.manual_seed(0)
+    model = create_model(name)
+    randomize_batch_norms(model)
+    if peers.has_timm_model(name):
+        return Networks(name, model, peers.timm_model(name, model.state_dict()), None)
+    return Networks(name, model, model, "reference")
+
+
 def model_problem(name: str, batch: int, dtype: torch.dtype, direction: str, image_side: int) -> Problem:
     """One model on random images with random weights, the same for every candidate.
 
@@ -26,39 +54,58 @@ def model_problem(name: str, batch: int, dtype: torch.dtype, direction: str, ima
         name: a name of ``list_models()``.
         batch: images.
         dtype: of the weights and the images.
-        direction: "forward" runs in eval mode; "forward+backward" in training mode, and takes the gradients of all
-            parameters.
+        direction: as in :func:`network_problem`.
         image_side: height and width of the images in pixels.
     """
-    torch.manual_seed(0)
-    model = create_model(name)
-    _randomize_batch_norms(model)
-    images = torch.rand(batch, 3, image_side, image_side).to(dtype)
+    networks = make_networks(name)
+    return network_problem(networks, torch.rand(batch, 3, image_side, image_side), dtype, direction)
+
+
+def network_problem(
+    networks: Networks, images: Tensor, dtype: torch.dtype, direction: str, autocast: bool = False
+) -> Problem:
+    """Ours and plain PyTorch on these images.
+
+    Args:
+        networks: who computes.
+        images: ``[B, 3, H, W]`` float32, on the device to compute on.
+        dtype: of the weights and the images, or of autocast.
+        direction: "forward" runs in eval mode; "forward+backward" in training mode, and takes the gradients of all
+            parameters.
+        autocast: keeps weights and images in float32 and computes under ``torch.autocast``.
+    """
     training = direction != "forward"
-    from_timm = peers.has_timm_model(name)
-    plain = peers.timm_model(name, model.state_dict()) if from_timm else model
-    backend = None if from_timm else "reference"
-    nchw, nhwc = peer_names(name)
+    stored = torch.float32 if autocast else dtype
+    nchw, nhwc = peer_names(networks.name)
     with torch.no_grad():
-        grad_out = torch.randn(batch, 1000)
+        grad_out = torch.randn(images.shape[0], 1000, device=images.device).to(dtype)
 
     def candidate(
         label: str, network: nn.Module, layout: torch.memory_format, backend: str | None, to: torch.dtype
     ) -> Candidate:
-        network = copy.deepcopy(network).to(dtype).to(to).train(training)
-        network = network.to(memory_format=layout)  # type: ignore[call-overload]
-        call = partial(_call, network, images.to(to, memory_format=layout), backend)
-        return Candidate(label, call, tuple(_parameters(network).values()), grad_out.to(dtype).to(to))
+        is_truth = to == torch.float64
+        network = place_network(network, images.device, layout).to(stored).to(to).train(training)
+        call = partial(run_network, network, images.to(stored).to(to, memory_format=layout), backend)
+        if autocast and not is_truth:
+            call = partial(_autocast, call, images.device.type, dtype)
+        grad = grad_out.to(to) if is_truth else grad_out
+        return Candidate(label, call, tuple(_parameters(network).values()), grad)
 
+    plain, backend = networks.plain, networks.plain_backend
     return Problem(
-        quantities=("logits", *("gradients" for _ in _parameters(model))),
-        ours=candidate(OURS, model, torch.channels_last, None, dtype),
+        quantities=("logits", *("gradients" for _ in _parameters(networks.ours))),
+        ours=candidate(OURS, networks.ours, torch.channels_last, None, stored),
         peers=(
-            candidate(nchw, plain, torch.contiguous_format, backend, dtype),
-            candidate(nhwc, plain, torch.channels_last, backend, dtype),
+            candidate(nchw, plain, torch.contiguous_format, backend, stored),
+            candidate(nhwc, plain, torch.channels_last, backend, stored),
         ),
         truth=candidate("truth", plain, torch.contiguous_format, backend, torch.float64),
     )
+
+
+def place_network(network: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    """A copy of a network on a device, its weights in a memory format."""
+    return copy.deepcopy(network).to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def _parameters(network: nn.Module) -> dict[str, Tensor]:
@@ -66,14 +113,20 @@ def _parameters(network: nn.Module) -> dict[str, Tensor]:
     return dict(sorted(network.named_parameters()))
 
 
-def _call(network: Callable[[Tensor], Tensor], images: Tensor, backend: str | None) -> Tensor:
+def _autocast(call: Callable[[], Tensor], device: str, dtype: torch.dtype) -> Tensor:
+    with torch.autocast(device, dtype):
+        return call()
+
+
+def run_network(network: Callable[[Tensor], Tensor], images: Tensor, backend: str | None) -> Tensor:
+    """``network(images)``, on a backend of this package where one is named."""
     if backend is None:
         return network(images)
     with use_backend(backend):
         return network(images)
 
 
-def _randomize_batch_norms(model: nn.Module) -> None:
+def randomize_batch_norms(model: nn.Module) -> None:
     """Gives every BatchNorm the statistics and the scale of a trained one instead of 0 and 1."""
     for key, tensor in model.state_dict().items():
         if key.endswith("running_mean"):

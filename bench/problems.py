@@ -95,12 +95,14 @@ class Problem:
         return self.forward_flops if direction == "forward" else self.forward_flops + self.backward_flops
 
 
-def stage_problem(shape: StageShape, batch: int, dtype: torch.dtype) -> Problem:
+def stage_problem(
+    shape: StageShape, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Problem:
     """The problem of one stage's op, on random numbers that depend on nothing but the arguments."""
     torch.manual_seed(0)
-    if shape.op == "unfold_attn_fold":
-        return _attention_problem(shape, batch, dtype)
-    return _separable_problem(shape, batch, dtype)
+    build = _attention_problem if shape.op == "unfold_attn_fold" else _separable_problem
+    with torch.device(device):
+        return build(shape, batch, dtype)
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What is measured: the attention shapes of every model at 256 x 256 pixels, and the models."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ PATCH_SIZE = (2, 2)
 # Sides of the maps of the three stages that hold transformers, at 256 x 256 pixels.
 MAP_SIDES = (32, 16, 8)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ALL_DTYPES = {**DTYPES, "fp16": torch.float16}
 DIRECTIONS = ("forward", "forward+backward")
 
 
@@ -77,6 +79,14 @@ MODELS = (
 )
 IMAGE_SIDE = 256
 SMOKE_IMAGE_SIDE = 64
+
+
+def unique_shapes(shapes: Iterable[StageShape]) -> tuple[StageShape, ...]:
+    """The shapes that differ in more than the model's name, each under the first model that has it."""
+    seen: dict[tuple[str, int, int, int], StageShape] = {}
+    for shape in shapes:
+        seen.setdefault((shape.op, shape.channels, shape.side, shape.num_heads), shape)
+    return tuple(seen.values())
 
 
 def smoke_shapes(shapes: tuple[StageShape, ...]) -> tuple[StageShape, ...]:

@@ -12,6 +12,8 @@ import torch
 _SHORTEST_SAMPLE_S = 2e-4
 _MATRIX_SIZE = 2048
 
+Sampler = Callable[[Callable[[], object], int], float]
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -44,7 +46,11 @@ def seconds_per_call(function: Callable[[], object], calls: int) -> float:
 
 
 def time_in_turn(
-    functions: Mapping[str, Callable[[], object]], budget_s: float, min_rounds: int = 5, max_rounds: int = 200
+    functions: Mapping[str, Callable[[], object]],
+    budget_s: float,
+    min_rounds: int = 5,
+    max_rounds: int = 200,
+    sample: Sampler = seconds_per_call,
 ) -> dict[str, Timing]:
     """Times several functions alternately.
 
@@ -53,6 +59,7 @@ def time_in_turn(
         budget_s: about how many seconds all rounds together may take; at least ``min_rounds`` run even so.
         min_rounds: fewest samples of each function.
         max_rounds: most samples of each function.
+        sample: measures one function: the mean seconds of so many calls.
 
     Returns:
         Name -> timing.
@@ -61,14 +68,14 @@ def time_in_turn(
     round_s = 0.0
     for name, function in functions.items():
         function()
-        estimate = seconds_per_call(function, 1)
+        estimate = sample(function, 1)
         calls[name] = max(1, round(_SHORTEST_SAMPLE_S / max(estimate, 1e-9)))
         round_s += estimate * calls[name]
     rounds = min(max_rounds, max(min_rounds, int(budget_s / round_s)))
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            samples[name].append(seconds_per_call(function, calls[name]))
+            samples[name].append(sample(function, calls[name]))
     return {name: _summarize(values, calls[name]) for name, values in samples.items()}
 
 
@@ -79,12 +86,19 @@ def _summarize(samples: list[float], calls: int) -> Timing:
     return Timing(median, q1, q3, len(samples), calls)
 
 
-def matrix_rate(dtype: torch.dtype, threads: int, budget_s: float = 1.0) -> float:
+def matrix_rate(
+    dtype: torch.dtype,
+    threads: int,
+    budget_s: float = 1.0,
+    device: torch.device | str = "cpu",
+    size: int = _MATRIX_SIZE,
+    sample: Sampler = seconds_per_call,
+) -> float:
     """Operations per second of a large square matrix product in torch: what this machine gives to plain products.
 
     Small products that stay in cache can run faster than this.
     """
-    a, b = (torch.randn(_MATRIX_SIZE, _MATRIX_SIZE).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with num_threads(threads), torch.no_grad():
-        timing = time_in_turn({"matmul": lambda: a @ b}, budget_s)["matmul"]
-    return 2 * _MATRIX_SIZE**3 / timing.median_s
+        timing = time_in_turn({"matmul": lambda: a @ b}, budget_s, sample=sample)["matmul"]
+    return 2 * size**3 / timing.median_s
