@@ -7,6 +7,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from mobilevit_kernels.triton_kernels import support
+
 OPS = ("unfold_attn_fold", "separable_attn")
 OP_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
@@ -23,6 +25,12 @@ def _native_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     return _dtype_reason(dtype)
 
 
+# The answer depends on nothing that changes within a process: torch.compile takes it as a constant.
+@torch.compiler.assume_constant_result
+def _triton_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    return _dtype_reason(dtype) or support.reason(device_type, dtype)
+
+
 def _reference_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     return _dtype_reason(dtype)
 
@@ -30,6 +38,7 @@ def _reference_reason(op: str, device_type: str, dtype: torch.dtype) -> str | No
 # In order of preference for "auto". Each predicate returns None if the backend can run, else why it cannot.
 _REASONS: dict[str, Callable[[str, str, torch.dtype], str | None]] = {
     "native": _native_reason,
+    "triton": _triton_reason,
     "reference": _reference_reason,
 }
 BACKENDS = ("auto", *_REASONS)
@@ -56,7 +65,7 @@ class use_backend:
     run a problem is an error, never a silent fallback; "auto" takes the first that can.
 
     Args:
-        name: "auto", "native" (compiled kernels) or "reference" (plain PyTorch).
+        name: "auto", "native" (compiled kernels, on CPUs), "triton" (on GPUs) or "reference" (plain PyTorch).
 
     Raises:
         ValueError: the name is none of these.

@@ -1,9 +1,12 @@
-"""Shape and dtype checks of the ops for the paths without a native kernel; csrc/checks.h says the same in C++."""
+"""Shape and dtype checks of the ops for the paths without a compiled kernel; csrc/checks.h says the same in C++."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 
-def check_patch_grid(name: str, x: Tensor, patch_size: tuple[int, int]) -> None:
+def check_patch_grid(name: str, x: Tensor, patch_size: Sequence[int]) -> None:
     """Raises ValueError unless ``x`` is 4-d and divides into patches."""
     if x.dim() != 4:
         raise ValueError(f"{name}: expected 4 dimensions [B, C, H, W], got {x.dim()}")
@@ -18,7 +21,7 @@ def check_patch_grid(name: str, x: Tensor, patch_size: tuple[int, int]) -> None:
 
 
 def check_unfold_attn_fold(
-    qkv: Tensor, num_heads: int, patch_size: tuple[int, int], scale: float | None = None
+    qkv: Tensor, num_heads: int, patch_size: Sequence[int], scale: float | None = None
 ) -> None:
     """Raises ValueError or TypeError where the arguments of ``unfold_attn_fold`` break its contract."""
     check_patch_grid("qkv", qkv, patch_size)
@@ -32,13 +35,32 @@ def check_unfold_attn_fold(
         )
 
 
+def check_unfold_attn_fold_backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    num_heads: int,
+    patch_size: Sequence[int],
+    scale: float | None = None,
+) -> None:
+    """Raises ValueError or TypeError where the arguments of ``unfold_attn_fold_backward`` break its contract."""
+    check_unfold_attn_fold(qkv, num_heads, patch_size)
+    batch, channels3, height, width = qkv.shape
+    ph, pw = patch_size
+    for name, tensor in (("grad_out", grad_out), ("out", out)):
+        _check_saved(name, tensor, (batch, channels3 // 3, height, width), qkv.dtype, qkv)
+    tokens = (height // ph) * (width // pw)
+    _check_saved("logsumexp", logsumexp, (batch, ph * pw, num_heads, tokens), torch.float32, qkv)
+
+
 def check_separable_attn(
     x: Tensor,
     qkv_weight: Tensor,
     qkv_bias: Tensor | None,
     out_weight: Tensor,
     out_bias: Tensor | None,
-    patch_size: tuple[int, int],
+    patch_size: Sequence[int],
 ) -> None:
     """Raises ValueError or TypeError where the arguments of ``separable_attn`` break its contract."""
     check_patch_grid("x", x, patch_size)
@@ -50,6 +72,28 @@ def check_separable_attn(
     _check_bias("qkv_bias", qkv_bias, 1 + 2 * channels, x)
     _check_weight("out_weight", out_weight, channels, x)
     _check_bias("out_bias", out_bias, channels, x)
+
+
+def check_separable_attn_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    out_weight: Tensor,
+    scores: Tensor,
+    pooled: Tensor,
+    context: Tensor,
+    patch_size: Sequence[int],
+    output_mask: Sequence[bool],
+) -> None:
+    """Raises ValueError or TypeError where the arguments of ``separable_attn_backward`` break its contract."""
+    check_separable_attn(x, qkv_weight, qkv_bias, out_weight, None, patch_size)
+    _check_saved("grad_out", grad_out, x.shape, x.dtype, x)
+    batch, channels, height, width = x.shape
+    ph, pw = patch_size
+    _check_saved("scores", scores, (batch, ph * pw, (height // ph) * (width // pw)), torch.float32, x)
+    for name, tensor in (("pooled", pooled), ("context", context)):
+        _check_saved(name, tensor, (batch, ph * pw, channels), torch.float32, x)
 
 
 def check_floating(name: str, x: Tensor) -> None:
@@ -73,6 +117,15 @@ def _check_bias(name: str, bias: Tensor | None, size: int, x: Tensor) -> None:
     if tuple(bias.shape) != (size,):
         raise ValueError(f"{name}: expected [{size}], got {list(bias.shape)}")
     _check_alike(name, bias, x)
+
+
+def _check_saved(name: str, saved: Tensor, shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> None:
+    if tuple(saved.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected {list(shape)} as the forward returned, got {list(saved.shape)}")
+    if saved.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype} as the forward returned, got {saved.dtype}")
+    if saved.device != x.device:
+        raise ValueError(f"{name}: expected device {x.device} as the forward's input has, got {saved.device}")
 
 
 def _check_alike(name: str, tensor: Tensor, x: Tensor) -> None:

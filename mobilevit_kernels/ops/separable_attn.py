@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.backends import select_backend
-from mobilevit_kernels.ops.checks import check_floating, check_separable_attn
+from mobilevit_kernels.ops.checks import check_floating, check_separable_attn, check_separable_attn_backward
 from mobilevit_kernels.ops.registration import (
     accumulate_dtype,
     as_pair,
@@ -18,6 +18,7 @@ from mobilevit_kernels.ops.registration import (
     register_autocast,
     register_autograd,
 )
+from mobilevit_kernels.ops.triton import register_triton
 
 _op = torch.ops.mobilevit.separable_attn.default
 _forward_op = torch.ops.mobilevit.separable_attn_forward.default
@@ -143,3 +144,6 @@ class _SeparableAttn(torch.autograd.Function):
 register_autograd(_op, _SeparableAttn)
 forbid_double_backward(_backward_op)
 register_autocast(_op)
+register_triton("separable_attn", "separable_attn", check_separable_attn)
+register_triton("separable_attn_forward", "separable_attn", check_separable_attn)
+register_triton("separable_attn_backward", "separable_attn", check_separable_attn_backward)

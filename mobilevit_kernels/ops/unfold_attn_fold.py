@@ -8,7 +8,11 @@ from torch import Tensor
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.backends import select_backend
-from mobilevit_kernels.ops.checks import check_floating, check_unfold_attn_fold
+from mobilevit_kernels.ops.checks import (
+    check_floating,
+    check_unfold_attn_fold,
+    check_unfold_attn_fold_backward,
+)
 from mobilevit_kernels.ops.registration import (
     accumulate_dtype,
     as_pair,
@@ -18,6 +22,7 @@ from mobilevit_kernels.ops.registration import (
     register_autocast,
     register_autograd,
 )
+from mobilevit_kernels.ops.triton import register_triton
 
 _op = torch.ops.mobilevit.unfold_attn_fold.default
 _forward_op = torch.ops.mobilevit.unfold_attn_fold_forward.default
@@ -108,3 +113,6 @@ class _UnfoldAttnFold(torch.autograd.Function):
 register_autograd(_op, _UnfoldAttnFold)
 forbid_double_backward(_backward_op)
 register_autocast(_op)
+register_triton("unfold_attn_fold", "unfold_attn_fold", check_unfold_attn_fold)
+register_triton("unfold_attn_fold_forward", "unfold_attn_fold", check_unfold_attn_fold)
+register_triton("unfold_attn_fold_backward", "unfold_attn_fold", check_unfold_attn_fold_backward)

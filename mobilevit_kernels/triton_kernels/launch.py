@@ -1,0 +1,146 @@
+"""How a kernel is started: its configuration, the device it is for, and a recorder for ahead-of-time compilation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels.triton_kernels.support import interpreted
+
+
+class Target(NamedTuple):
+    """What kernels are compiled for.
+
+    Attributes:
+        backend: "cuda" or "hip".
+        arch: compute capability times ten (90), or the name of an AMD processor ("gfx942").
+        shared_bytes: shared memory that one program may take.
+    """
+
+    backend: str
+    arch: int | str
+    shared_bytes: int
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 163 * 1024),
+    "sm_90": Target("cuda", 90, 227 * 1024),
+    "sm_100": Target("cuda", 100, 227 * 1024),
+    "gfx942": Target("hip", "gfx942", 64 * 1024),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to cut a problem into programs.
+
+    Attributes:
+        constants: block sizes and loop counts, by the name of the kernel's constant.
+        num_warps: warps of one program.
+        num_stages: buffers of the software pipeline.
+        variant: which of several kernels, where a family has more than one.
+    """
+
+    constants: tuple[tuple[str, int], ...]
+    num_warps: int = 4
+    num_stages: int = 1
+    variant: str = ""
+
+    @staticmethod
+    def of(num_warps: int = 4, num_stages: int = 1, variant: str = "", **constants: int) -> "Config":
+        """A configuration with these constants."""
+        return Config(tuple(sorted(constants.items())), num_warps, num_stages, variant)
+
+    def __getitem__(self, name: str) -> int:
+        return dict(self.constants)[name]
+
+    @property
+    def keywords(self) -> dict[str, int]:
+        """What the launch takes: constants, num_warps and num_stages."""
+        return {**dict(self.constants), "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What would have been started: everything that compilation depends on."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+_recorder: Callable[[Launch], None] | None = None
+_target: Target | None = None
+
+
+def launch(kernel: Any, programs: int, arguments: Sequence[Any], config: Config, **constants: Any) -> None:
+    """Starts a kernel on the device of its first argument.
+
+    Args:
+        kernel: a ``triton.jit`` function.
+        programs: number of programs; none are started for 0.
+        arguments: its run-time arguments in order, a tensor first.
+        config: its configuration.
+        constants: its other compile-time constants.
+    """
+    keywords = {**constants, **config.keywords}
+    if _recorder is not None:
+        _recorder(Launch(kernel, tuple(arguments), keywords))
+        return
+    if programs == 0:
+        return
+    device = arguments[0].device
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        kernel[(programs,)](*arguments, **keywords)
+        return
+    with torch.cuda.device(device):
+        kernel[(programs,)](*arguments, **keywords)
+
+
+@contextmanager
+def record(target: Target, recorder: Callable[[Launch], None]) -> Iterator[None]:
+    """Inside, kernels are described to ``recorder`` as for ``target`` and none is started; tensors may be meta."""
+    global _recorder, _target
+    _recorder, _target = recorder, target
+    try:
+        yield
+    finally:
+        _recorder = _target = None
+
+
+def recording() -> bool:
+    """Whether kernels are only described."""
+    return _recorder is not None
+
+
+def target_of(tensor: Tensor) -> Target:
+    """What kernels on this tensor are compiled for; the interpreter counts as sm_90."""
+    if _target is not None:
+        return _target
+    if interpreted():
+        return TARGETS["sm_90"]
+    return _device_target(tensor.device.index)
+
+
+@lru_cache(maxsize=16)
+def _device_target(index: int) -> Target:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        name = properties.gcnArchName.split(":")[0]
+        return Target("hip", name, TARGETS["gfx942"].shared_bytes)
+    shared = properties.shared_memory_per_block_optin
+    return Target("cuda", 10 * properties.major + properties.minor, shared)
+
+
+def matmul_precision(dtype: torch.dtype) -> str:
+    """How float32 matrix products are computed: "tf32" where torch's own are, else "ieee"."""
+    if dtype != torch.float32:
+        return "ieee"
+    precision = torch.backends.cuda.matmul.fp32_precision
+    if precision == "none":
+        precision = torch.backends.fp32_precision
+    return "tf32" if precision == "tf32" else "ieee"
