@@ -150,3 +150,9 @@ def full_precision_convolutions() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = previous
+
+
+@pytest.fixture(autouse=True)
+def first_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of Triton's configurations, unmeasured: hundreds of shapes would each be tuned."""
+    monkeypatch.setenv("MOBILEVIT_TRITON_AUTOTUNE", "0")
