@@ -4,13 +4,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-slow test-all lint typecheck format \
-	bench bench-check bench-record bench-compare bench-smoke wheel clean
+	bench bench-check bench-record bench-compare bench-smoke gpu-report wheel clean
 
 PYTHON ?= python3
 VENV ?= .venv
 VENV_ARGS ?=
 TORCH ?= torch==2.13.0
 ARGS ?=
+TIMM = timm>=1.0.20,<1.1
 
 # The build finds cmake and ninja here.
 BIN := $(abspath $(VENV))/bin
@@ -29,11 +30,17 @@ help: ## list the targets
 venv: $(VENV)/.stamp-native $(VENV)/.stamp-extras ## the environment: torch, the package (editable, compiled), all tools
 
 # A torch that the environment has already (VENV_ARGS=--system-site-packages) stays, and nothing later replaces it.
+# Its pip does too, since the bundled setuptools of some Pythons would hide a newer one.
 $(VENV)/.stamp-torch:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python 3.10 or newer is needed, this is {v[0]}.{v[1]}: set PYTHON=")'
 	@command -v "$${CXX:-c++}" >/dev/null || { echo "A C++ compiler is needed: install one or set CXX." >&2; exit 1; }
 	@echo "== $(VENV): environment and $(TORCH)"
+ifneq (,$(findstring --system-site-packages,$(VENV_ARGS)))
+	$(PYTHON) -m venv --without-pip $(VENV_ARGS) $(VENV)
+	$(BIN)/python .ci/use_parent_packages.py "$$(command -v $(PYTHON))"
+else
 	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
+endif
 	$(BIN)/python -W ignore -c 'import torch' 2>/dev/null || $(PIP) install "$(TORCH)"
 	$(BIN)/python -W ignore -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
 	$(PIP) install 'setuptools>=77' wheel 'cmake>=3.25' ninja numpy
@@ -96,6 +103,16 @@ bench-smoke: venv ## every benchmark for a moment, to see that it runs
 	$(BIN)/python -m bench.suite run --smoke
 	$(BIN)/python -m bench.compare ops --smoke --output build/bench
 	$(BIN)/python -m bench.compare models --smoke --output build/bench
+	$(BIN)/python -m bench.gpu.report --device cpu --smoke --output build/bench/gpu
+
+# Its minutes begin with make, the compiler included. timm is a peer where it can be had; all else must be there.
+gpu-report: GPU_STARTED := $(shell date +%s)
+gpu-report: $(VENV)/.stamp-native ## GPU tests and benchmarks in 9 minutes: a report in bench/results/gpu-NAME (ARGS="--help")
+	$(PIP) install --constraint $(VENV)/constraints.txt 'mobilevit-kernels[gpu]'
+	$(BIN)/python -c 'import timm' 2>/dev/null \
+		|| $(PIP) install --retries 0 --timeout 5 --constraint $(VENV)/constraints.txt '$(TIMM)' \
+		|| echo "timm: absent, so it is no peer in this report"
+	$(BIN)/python -m bench.gpu.report --started $(GPU_STARTED) $(ARGS)
 
 wheel: venv ## dist/*.whl, for this Python and this torch
 	$(BIN)/python -m build --no-isolation --wheel

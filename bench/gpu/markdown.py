@@ -72,8 +72,8 @@ def _summary(cases: list[Case]) -> list[str]:
     groups: dict[tuple[str, ...], list[tuple[Case, Any]]] = defaultdict(list)
     for case in cases:
         for mode, record in case["modes"].items():
-            key = (case["subject"], case["dtype"], str(case["batch"]), case["direction"], mode)
-            groups[key].append((case, record))
+            what = (case["subject"], case["dtype"], str(case["batch"]), case["direction"], mode)
+            groups[what].append((case, record))
     rows = []
     for key, members in groups.items():
         speedups = [record["speedup"] for _, record in members if record["speedup"] is not None]

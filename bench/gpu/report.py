@@ -20,6 +20,7 @@ from bench.gpu.facts import device_facts
 from bench.gpu.markdown import render, speedup_text
 from bench.gpu.measure import DeviceLost, Record
 from bench.gpu.plan import Planned, full_plan, select, smoke_plan
+from bench.gpu.plots import draw
 from bench.gpu.runner import Runner
 
 _PARTS = ("tests", "ops", "models")
@@ -163,20 +164,10 @@ def main(argv: list[str]) -> int:
         again = [*argv, "--resume", "--started", str(started), "--output", str(document.folder)]
         os.execv(sys.executable, [sys.executable, "-m", "bench.gpu.report", *again])
     document.save(render(document.data))
-    pictures = draw_pictures(document)
+    pictures = draw(document.data, document.folder)
     done, left = len(document.data["cases"]), len(document.data["left_out"])
     print(f"{done} cases measured, {left} left out; wrote {document.folder} with {len(pictures)} pictures")
     return status(document)
-
-
-def draw_pictures(document: Document) -> list[Path]:
-    """Draws what was measured; where matplotlib is missing, nothing, and says so."""
-    try:
-        from bench.gpu.plots import draw
-    except ImportError as error:
-        print(f"no pictures: {error}")
-        return []
-    return draw(document.data, document.folder)
 
 
 if __name__ == "__main__":
