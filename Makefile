@@ -109,7 +109,7 @@ bench-smoke: venv ## every benchmark for a moment, to see that it runs
 gpu-report: GPU_STARTED := $(shell date +%s)
 gpu-report: $(VENV)/.stamp-native ## GPU tests and benchmarks in 9 minutes: a report in bench/results/gpu-NAME (ARGS="--help")
 	$(PIP) install --constraint $(VENV)/constraints.txt 'mobilevit-kernels[gpu]'
-	$(BIN)/python -c 'import timm' 2>/dev/null \
+	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("timm") is None)' \
 		|| $(PIP) install --retries 0 --timeout 5 --constraint $(VENV)/constraints.txt '$(TIMM)' \
 		|| echo "timm: absent, so it is no peer in this report"
 	$(BIN)/python -m bench.gpu.report --started $(GPU_STARTED) $(ARGS)

@@ -10,15 +10,20 @@ import sys
 import sysconfig
 from pathlib import Path
 
-PATHS = 'import sysconfig; print(sysconfig.get_path("purelib"), sysconfig.get_path("scripts"), sep="\\n")'
+PATHS = """
+import sys, sysconfig
+print(sysconfig.get_path("scripts"))
+print(*(path for path in sys.path if path.endswith(("site-packages", "dist-packages"))), sep="\\n")
+"""
 
 
 def main(parent: str) -> None:
     """Makes the running environment see the packages of the interpreter ``parent``."""
     lines = subprocess.run([parent, "-c", PATHS], capture_output=True, text=True, check=True).stdout
-    packages, scripts = lines.splitlines()
-    if packages not in sys.path:
-        Path(sysconfig.get_path("purelib"), "parent.pth").write_text(packages + "\n")
+    scripts, *packages = lines.splitlines()
+    missing = [path for path in packages if path not in sys.path]
+    if missing:
+        Path(sysconfig.get_path("purelib"), "parent.pth").write_text("\n".join(missing) + "\n")
     for tool in ("cmake", "ninja"):
         source, target = Path(scripts, tool), Path(sysconfig.get_path("scripts"), tool)
         if source.exists() and not target.exists():
