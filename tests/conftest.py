@@ -9,6 +9,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import mobilevit_kernels
+from mobilevit_kernels.triton_kernels import support
+from tests.support import interpreter
 
 
 def define_torchvision_ops() -> None:
@@ -32,6 +34,16 @@ def define_torchvision_ops() -> None:
 
 define_torchvision_ops()
 
+# The kernels under test: with TRITON_INTERPRET=1 the Triton ones, on the CPU.
+KERNELS = "triton" if support.interpreted() else "native"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In Triton's interpreter only some tests run."""
+    if KERNELS == "triton":
+        interpreter.select(config, items)
+
+
 settings.register_profile(
     "default", deadline=None, derandomize="CI" in os.environ, suppress_health_check=list(HealthCheck)
 )
@@ -52,7 +64,7 @@ def restored_backend() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=[KERNELS, "reference"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per backend of this machine, with that backend chosen."""
     with mobilevit_kernels.use_backend(request.param):
@@ -60,10 +72,10 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def native() -> Iterator[None]:
-    """Chooses the compiled kernels by name, so that a test of them can never pass on another backend."""
-    with mobilevit_kernels.use_backend("native"):
-        yield
+def kernels() -> Iterator[str]:
+    """Chooses the kernels by name, so that a test of them can never pass on another backend."""
+    with mobilevit_kernels.use_backend(KERNELS):
+        yield KERNELS
 
 
 @pytest.fixture

@@ -25,6 +25,13 @@ class Target(NamedTuple):
     arch: int | str
     shared_bytes: int
 
+    @property
+    def recorded_as(self) -> str:
+        """The target of ``TARGETS`` whose registers stand for this one's."""
+        if isinstance(self.arch, str):
+            return "gfx942"
+        return "sm_100" if self.arch >= 100 else "sm_90" if self.arch >= 90 else "sm_80"
+
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 163 * 1024),
@@ -58,10 +65,28 @@ class Config:
     def __getitem__(self, name: str) -> int:
         return dict(self.constants)[name]
 
+    def __str__(self) -> str:
+        named = (f"{name}={value}" for name, value in self.keywords.items())
+        return " ".join([self.variant, *named]).strip()
+
     @property
     def keywords(self) -> dict[str, int]:
         """What the launch takes: constants, num_warps and num_stages."""
         return {**dict(self.constants), "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+class Choice(NamedTuple):
+    """The candidate on whose behalf a kernel is described.
+
+    Attributes:
+        family: the kernels that are configured together.
+        group: problems for which a configuration compiles to about the same registers.
+        config: the candidate.
+    """
+
+    family: str
+    group: str
+    config: Config
 
 
 @dataclass(frozen=True)
@@ -71,10 +96,26 @@ class Launch:
     kernel: Any
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
+    choice: Choice | None
 
 
-_recorder: Callable[[Launch], None] | None = None
-_target: Target | None = None
+@dataclass(frozen=True)
+class Recording:
+    """Kernels are described instead of started.
+
+    Attributes:
+        target: what they are for.
+        recorder: takes each description.
+        spilling: whether candidates known to spill are described too.
+    """
+
+    target: Target
+    recorder: Callable[[Launch], None]
+    spilling: bool
+
+
+_recording: Recording | None = None
+_choice: Choice | None = None
 
 
 def launch(kernel: Any, programs: int, arguments: Sequence[Any], config: Config, **constants: Any) -> None:
@@ -88,8 +129,8 @@ def launch(kernel: Any, programs: int, arguments: Sequence[Any], config: Config,
         constants: its other compile-time constants.
     """
     keywords = {**constants, **config.keywords}
-    if _recorder is not None:
-        _recorder(Launch(kernel, tuple(arguments), keywords))
+    if _recording is not None:
+        _recording.recorder(Launch(kernel, tuple(arguments), keywords, _choice))
         return
     if programs == 0:
         return
@@ -102,25 +143,39 @@ def launch(kernel: Any, programs: int, arguments: Sequence[Any], config: Config,
 
 
 @contextmanager
-def record(target: Target, recorder: Callable[[Launch], None]) -> Iterator[None]:
-    """Inside, kernels are described to ``recorder`` as for ``target`` and none is started; tensors may be meta."""
-    global _recorder, _target
-    _recorder, _target = recorder, target
+def record(target: Target, recorder: Callable[[Launch], None], spilling: bool = False) -> Iterator[None]:
+    """Inside, kernels are described to ``recorder`` as for ``target`` and none is started; tensors may be meta.
+
+    Every candidate configuration is described; with ``spilling`` those known to spill on the target are, too.
+    """
+    global _recording
+    _recording = Recording(target, recorder, spilling)
     try:
         yield
     finally:
-        _recorder = _target = None
+        _recording = None
 
 
-def recording() -> bool:
-    """Whether kernels are only described."""
-    return _recorder is not None
+@contextmanager
+def on_behalf_of(choice: Choice) -> Iterator[None]:
+    """Inside, kernels are described as this candidate's."""
+    global _choice
+    previous, _choice = _choice, choice
+    try:
+        yield
+    finally:
+        _choice = previous
+
+
+def recording() -> Recording | None:
+    """How kernels are described at present; None where they are started."""
+    return _recording
 
 
 def target_of(tensor: Tensor) -> Target:
     """What kernels on this tensor are compiled for; the interpreter counts as sm_90."""
-    if _target is not None:
-        return _target
+    if _recording is not None:
+        return _recording.target
     if interpreted():
         return TARGETS["sm_90"]
     return _device_target(tensor.device.index)
@@ -134,6 +189,18 @@ def _device_target(index: int) -> Target:
         return Target("hip", name, TARGETS["gfx942"].shared_bytes)
     shared = properties.shared_memory_per_block_optin
     return Target("cuda", 10 * properties.major + properties.minor, shared)
+
+
+def register_group(itemsize: int, exact: bool, pieces: tuple[int, int]) -> str:
+    """Names the problems for which a configuration compiles to about the same registers.
+
+    Args:
+        itemsize: bytes of an element.
+        exact: products of float32 without tensor cores.
+        pieces: columns of a row in one or two powers of two.
+    """
+    precision = "half" if itemsize == 2 else "exact" if exact else "tf32"
+    return f"{precision} {'+'.join(str(piece) for piece in pieces if piece)}"
 
 
 def matmul_precision(dtype: torch.dtype) -> str:

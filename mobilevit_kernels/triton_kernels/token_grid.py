@@ -49,6 +49,13 @@ class TokenGrid:
         """N: tokens of a group."""
         return self.height // self.patch_size[0] * self.grid_width
 
+    def is_wide(self, *maps: Tensor) -> bool:
+        """Whether an offset inside one sample of a map may exceed int32."""
+        return any(
+            (self.height - 1) * x.stride(2) + (self.width - 1) * x.stride(3) + x.shape[1] >= 2**31
+            for x in maps
+        )
+
     @property
     def constants(self) -> dict[str, int]:
         """The compile-time constants that the addressing takes."""
@@ -102,13 +109,39 @@ def map_rows(group, tokens, num_tokens, grid_width, PATCH_H: tl.constexpr, PATCH
 
 
 @triton.jit
+def first_pixel(group, num_tokens, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr):
+    """Sample of a group, and its first pixel among all B * H * W, both int64."""
+    sample = (group // (PATCH_H * PATCH_W)).to(tl.int64)
+    return sample, sample * (num_tokens * (PATCH_H * PATCH_W))
+
+
+@triton.jit
+def sample_offsets(
+    group, tokens, grid_width, stride_h, stride_w, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Offsets of tokens of a group inside their sample, for any strides; WIDE where int32 cannot hold them.
+
+    Inside a sample int32 saves registers: a tile holds an address per element.
+    """
+    position = group % (PATCH_H * PATCH_W)
+    rows = tokens // grid_width * PATCH_H + position // PATCH_W
+    columns = tokens % grid_width * PATCH_W + position % PATCH_W
+    if WIDE:
+        rows = rows.to(tl.int64)
+        columns = columns.to(tl.int64)
+    return rows * stride_h + columns * stride_w
+
+
+@triton.jit
 def load_piece(pointer, offsets, mask, START: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr):
     """Columns START to START + WIDTH of rows at ``offsets``, zeros beyond SIZE and where ``mask`` is false."""
     columns = START + tl.arange(0, WIDTH)
     addresses = pointer + offsets[:, None] + columns[None, :]
-    if START + WIDTH <= SIZE:
-        return tl.load(addresses, mask=mask[:, None], other=0.0)
-    return tl.load(addresses, mask=mask[:, None] & (columns < SIZE)[None, :], other=0.0)
+    inside = mask[:, None]
+    if START + WIDTH > SIZE:
+        inside = inside & (columns < SIZE)[None, :]
+    return tl.load(addresses, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -116,11 +149,10 @@ def store_piece(pointer, offsets, mask, values, START: tl.constexpr, WIDTH: tl.c
     """Writes columns START to START + WIDTH of rows at ``offsets``, nothing beyond SIZE or where ``mask`` is false."""
     columns = START + tl.arange(0, WIDTH)
     addresses = pointer + offsets[:, None] + columns[None, :]
-    values = values.to(pointer.dtype.element_ty)
-    if START + WIDTH <= SIZE:
-        tl.store(addresses, values, mask=mask[:, None])
-    else:
-        tl.store(addresses, values, mask=mask[:, None] & (columns < SIZE)[None, :])
+    inside = mask[:, None]
+    if START + WIDTH > SIZE:
+        inside = inside & (columns < SIZE)[None, :]
+    tl.store(addresses, values.to(pointer.dtype.element_ty), mask=inside)
 
 
 def pieces(size: int) -> tuple[int, int]:

@@ -11,15 +11,24 @@ from typing import Any
 
 import torch
 
-from mobilevit_kernels.triton_kernels.launch import Config, recording
+from mobilevit_kernels.triton_kernels.launch import Choice, Config, Target, on_behalf_of, recording
 from mobilevit_kernels.triton_kernels.support import interpreted
+
+# Each costs a compilation and a measurement at the first call.
+MAX_CANDIDATES = 3
+SPILLS_FILE = Path(__file__).parent / "spills.json"
 
 _chosen: dict[tuple[Any, ...], Config] = {}
 _forced: dict[str, Config] = {}
 
 
 def choose(
-    kernel: str, key: tuple[Any, ...], candidates: Sequence[Config], run: Callable[[Config], None]
+    family: str,
+    group: str,
+    target: Target,
+    key: tuple[Any, ...],
+    candidates: Sequence[Config],
+    run: Callable[[Config], None],
 ) -> Config:
     """Returns the configuration for a problem.
 
@@ -28,51 +37,75 @@ def choose(
     ``MOBILEVIT_TRITON_AUTOTUNE=0``, or where there is one candidate: the first is taken then.
 
     Args:
-        kernel: the name that configurations are forced and remembered under.
+        family: the kernels that are configured together, a name of their op's ``FAMILIES``.
+        group: problems for which a configuration compiles to about the same registers: element type and width.
+        target: what is compiled for. Candidates known to spill there are left out.
         key: what the best configuration depends on: sizes, dtype, the device's index last.
         candidates: at least one, the best guess first.
-        run: starts the kernel with a configuration; may run any number of times.
+        run: starts the kernels with a configuration; may run any number of times.
     """
-    if recording():
-        for candidate in candidates:
-            run(candidate)
-        return candidates[0]
-    forced = _forced.get(kernel)
+    forced = _forced.get(family)
     if forced is not None:
         return forced
-    chosen = _chosen.get((kernel, *key))
+    described = recording()
+    if described is None or not described.spilling:
+        candidates = without_spills(family, group, target, tuple(candidates))
+    if described is not None:
+        for candidate in candidates:
+            with on_behalf_of(Choice(family, group, candidate)):
+                run(candidate)
+        return candidates[0]
+    chosen = _chosen.get((family, *key))
     if chosen is not None:
         return chosen
     if len(candidates) == 1 or interpreted() or os.environ.get("MOBILEVIT_TRITON_AUTOTUNE", "1") == "0":
         return candidates[0]
     if torch.cuda.is_current_stream_capturing():
         return candidates[0]
-    chosen = _remembered(kernel, key, candidates) or _measure(kernel, key, candidates, run)
-    _chosen[(kernel, *key)] = chosen
+    chosen = _remembered(family, key, candidates) or _measure(family, key, candidates, run)
+    _chosen[(family, *key)] = chosen
     return chosen
 
 
+@lru_cache(maxsize=4096)
+def without_spills(
+    family: str, group: str, target: Target, candidates: tuple[Config, ...]
+) -> tuple[Config, ...]:
+    """The first few candidates that are not known to spill on a target; the last where all are.
+
+    ``spills.json`` is what ``make aot ARGS=--record`` found: target -> family and group -> configurations.
+    """
+    spilling = _spills().get(target.recorded_as, {}).get(f"{family} {group}", [])
+    kept = tuple(candidate for candidate in candidates if str(candidate) not in spilling)
+    return kept[:MAX_CANDIDATES] or candidates[-1:]
+
+
+@lru_cache(maxsize=1)
+def _spills() -> dict[str, dict[str, list[str]]]:
+    return json.loads(SPILLS_FILE.read_text())
+
+
 @contextmanager
-def force_config(kernel: str, config: Config) -> Iterator[None]:
-    """Inside, every problem of ``kernel`` runs with ``config``.
+def force_config(family: str, config: Config) -> Iterator[None]:
+    """Inside, every problem of ``family`` runs with ``config``.
 
     Args:
-        kernel: the name of a family of kernels, as in ``FAMILIES`` of each op's configurations.
-        config: its constants must be those of the kernel's own candidates.
+        family: a name of an op's ``FAMILIES``.
+        config: its variant and the names of its constants must be those of the family's own candidates.
     """
-    previous = _forced.get(kernel)
-    _forced[kernel] = config
+    previous = _forced.get(family)
+    _forced[family] = config
     try:
         yield
     finally:
         if previous is None:
-            del _forced[kernel]
+            del _forced[family]
         else:
-            _forced[kernel] = previous
+            _forced[family] = previous
 
 
 def _measure(
-    kernel: str, key: tuple[Any, ...], candidates: Sequence[Config], run: Callable[[Config], None]
+    family: str, key: tuple[Any, ...], candidates: Sequence[Config], run: Callable[[Config], None]
 ) -> Config:
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
@@ -84,9 +117,9 @@ def _measure(
         except OutOfResources:
             continue
     if not times:
-        raise RuntimeError(f"{kernel}: no configuration fits this device for {key}")
+        raise RuntimeError(f"{family}: no configuration fits this device for {key}")
     best = min(times, key=lambda config: times[config])
-    _remember(kernel, key, best)
+    _remember(family, key, best)
     return best
 
 
@@ -102,21 +135,21 @@ def cache_file(device_index: int) -> Path:
     return Path(folder) / f"triton-{triton.__version__}-torch-{torch.__version__}-{device}.json"
 
 
-def _name_of(kernel: str, key: tuple[Any, ...]) -> str:
-    return f"{kernel} {' '.join(map(str, key[:-1]))}"
+def _name_of(family: str, key: tuple[Any, ...]) -> str:
+    return f"{family} {' '.join(map(str, key[:-1]))}"
 
 
-def _remembered(kernel: str, key: tuple[Any, ...], candidates: Sequence[Config]) -> Config | None:
-    text = _read(cache_file(key[-1])).get(_name_of(kernel, key))
-    return next((candidate for candidate in candidates if _encode(candidate) == text), None)
+def _remembered(family: str, key: tuple[Any, ...], candidates: Sequence[Config]) -> Config | None:
+    text = _read(cache_file(key[-1])).get(_name_of(family, key))
+    return next((candidate for candidate in candidates if str(candidate) == text), None)
 
 
-def _remember(kernel: str, key: tuple[Any, ...], config: Config) -> None:
+def _remember(family: str, key: tuple[Any, ...], config: Config) -> None:
     """Adds one choice to the file; a file that cannot be written costs only the next process its measurement."""
     path = cache_file(key[-1])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        entries = {**_load(path), _name_of(kernel, key): _encode(config)}
+        entries = {**_load(path), _name_of(family, key): str(config)}
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             json.dump(entries, file, indent=1, sort_keys=True)
         os.replace(file.name, path)
@@ -137,7 +170,3 @@ def _load(path: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return entries if isinstance(entries, dict) else {}
-
-
-def _encode(config: Config) -> str:
-    return " ".join([config.variant, *(f"{name}={value}" for name, value in config.keywords.items())]).strip()

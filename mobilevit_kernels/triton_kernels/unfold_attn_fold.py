@@ -57,6 +57,7 @@ def _forward(
     if out.numel() == 0:
         return out
     head_dim, shape, constants = _describe(qkv, grid, num_heads)
+    constants["WIDE"] = grid.is_wide(qkv)
     scale_log2 = (head_dim**-0.5 if scale is None else scale) * LOG2_E
     stride_b, _, stride_h, stride_w = qkv.stride()
     arguments = (
@@ -74,7 +75,8 @@ def _forward(
         programs = grid.groups * (num_heads // config["HEADS"]) * -(-blocks // config["QUERY_BLOCKS"])
         launch(resident_forward_kernel, programs, arguments, config, **constants)
 
-    run(choose(FORWARD, _key(qkv, shape, head_dim), forward_candidates(shape), run))
+    key = _key(qkv, shape, head_dim)
+    run(choose(FORWARD, shape.group, shape.target, key, forward_candidates(shape), run))
     return out
 
 
@@ -96,10 +98,13 @@ def unfold_attn_fold_backward(
     if grad_qkv.numel() == 0:
         return grad_qkv
     head_dim, shape, constants = _describe(qkv, grid, num_heads)
+    constants["WIDE"] = grid.is_wide(qkv, grad_out, grad_qkv)
     scale = head_dim**-0.5 if scale is None else scale
     sizes = (grid.tokens, grid.grid_width, num_heads)
     grad_strides = (grad_out.stride(0), grad_out.stride(2), grad_out.stride(3))
     strides = (qkv.stride(0), qkv.stride(2), qkv.stride(3))
+
+    delta_constants = {name: value for name, value in constants.items() if name != "PRECISION"}
 
     def run(config: Config) -> None:
         if config.variant == "resident":
@@ -108,25 +113,16 @@ def unfold_attn_fold_backward(
             launch(resident_backward_kernel, programs, arguments, config, **constants)
             return
         delta = torch.empty_like(logsumexp)
-        _launch_delta(
-            (grad_out, out, delta, *sizes, *grad_strides), grid.groups * num_heads, config, constants
-        )
+        rows = (grad_out, out, delta, *sizes, *grad_strides)
+        programs = grid.groups * num_heads * -(-grid.tokens // config["BLOCK"])
+        launch(delta_kernel, programs, rows, Config.of(BLOCK=config["BLOCK"]), **delta_constants)
         tiled = (grad_out, qkv, logsumexp, delta, grad_qkv, scale, *sizes, *grad_strides, *strides)
-        for kernel, block in ((key_backward_kernel, "BLOCK_N"), (query_backward_kernel, "BLOCK_M")):
-            programs = grid.groups * num_heads * -(-grid.tokens // config[block])
+        for kernel in (key_backward_kernel, query_backward_kernel):
             launch(kernel, programs, tiled, config, **constants)
 
-    run(choose(BACKWARD, _key(qkv, shape, head_dim), backward_candidates(shape), run))
+    key = _key(qkv, shape, head_dim)
+    run(choose(BACKWARD, shape.group, shape.target, key, backward_candidates(shape), run))
     return grad_qkv
-
-
-def _launch_delta(arguments: tuple[Any, ...], rows: int, config: Config, constants: dict[str, Any]) -> None:
-    """One pass over the output and its gradient; only its block of queries is taken from the configuration."""
-    block = config["BLOCK_M"]
-    tokens = arguments[3]
-    config = Config.of(config.num_warps, BLOCK_M=block)
-    constants = {name: value for name, value in constants.items() if name != "PRECISION"}
-    launch(delta_kernel, rows * -(-tokens // block), arguments, config, **constants)
 
 
 def _empty_map(like: Tensor, channels: int) -> Tensor:

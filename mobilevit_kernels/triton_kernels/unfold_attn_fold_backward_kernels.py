@@ -7,7 +7,7 @@ dS = P * (dP - delta), dQ = scale dS K, dK = scale dS^T Q (arXiv 2205.14135, alg
 import triton
 import triton.language as tl
 
-from mobilevit_kernels.triton_kernels.token_grid import map_offsets, map_rows
+from mobilevit_kernels.triton_kernels.token_grid import first_pixel, sample_offsets
 from mobilevit_kernels.triton_kernels.unfold_attn_fold_tiles import (
     LOG2_E,
     load_head,
@@ -35,8 +35,8 @@ def transposed_weights(
 def resident_backward_kernel(
     grad_out, qkv, out, logsumexp, grad_qkv, scale, num_tokens, grid_width, num_heads,
     grad_stride_b, grad_stride_h, grad_stride_w, stride_b, stride_h, stride_w,
-    PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, HEAD_DIM: tl.constexpr, PIECE_0: tl.constexpr,
-    PIECE_1: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, WIDE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PIECE_0: tl.constexpr, PIECE_1: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEADS: tl.constexpr,
 ):  # fmt: skip
     """All queries of a head stay on chip (N <= BLOCK_M) while its keys pass in blocks of BLOCK_N.
@@ -48,21 +48,27 @@ def resident_backward_kernel(
     first_head = program % head_programs * HEADS
     group = program // head_programs
     channels = num_heads * HEAD_DIM
+    sample, pixel = first_pixel(group, num_tokens, PATCH_H, PATCH_W)
+    grad_out += sample * grad_stride_b
+    qkv += sample * stride_b
+    out += pixel * channels
+    grad_qkv += pixel * (3 * channels)
+    row_stride = grid_width * PATCH_W * channels
     scale_log2 = scale * LOG2_E
 
     queries = tl.arange(0, BLOCK_M)
     mask = queries < num_tokens
-    offsets = map_offsets(group, queries, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W)
-    grad_offsets = map_offsets(
-        group, queries, grid_width, grad_stride_b, grad_stride_h, grad_stride_w, PATCH_H, PATCH_W
+    offsets = sample_offsets(group, queries, grid_width, stride_h, stride_w, PATCH_H, PATCH_W, WIDE)
+    grad_offsets = sample_offsets(
+        group, queries, grid_width, grad_stride_h, grad_stride_w, PATCH_H, PATCH_W, WIDE
     )
-    rows = map_rows(group, queries, num_tokens, grid_width, PATCH_H, PATCH_W)
+    rows = sample_offsets(group, queries, grid_width, row_stride, channels, PATCH_H, PATCH_W, WIDE)
     for index in tl.static_range(HEADS):
         head = first_head + index
         shift = head * HEAD_DIM
         query_0, query_1 = load_head(qkv + shift, offsets, mask, PIECE_0, PIECE_1, HEAD_DIM)
         grad_0, grad_1 = load_head(grad_out + shift, grad_offsets, mask, PIECE_0, PIECE_1, HEAD_DIM)
-        out_0, out_1 = load_head(out + shift, rows * channels, mask, PIECE_0, PIECE_1, HEAD_DIM)
+        out_0, out_1 = load_head(out + shift, rows, mask, PIECE_0, PIECE_1, HEAD_DIM)
         delta = row_sums(grad_0, grad_1, out_0, out_1, PIECE_1)
         statistics = logsumexp + statistics_row(group, head, num_heads, num_tokens)
         logsumexp_log2 = tl.load(statistics + queries, mask=mask, other=0.0) * LOG2_E
@@ -73,7 +79,7 @@ def resident_backward_kernel(
         for start in range(0, num_tokens, BLOCK_N):
             keys = start + tl.arange(0, BLOCK_N)
             key_mask = keys < num_tokens
-            key_offsets = map_offsets(group, keys, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W)
+            key_offsets = sample_offsets(group, keys, grid_width, stride_h, stride_w, PATCH_H, PATCH_W, WIDE)
             keys_of = qkv + shift + channels
             key_0, key_1 = load_head(keys_of, key_offsets, key_mask, PIECE_0, PIECE_1, HEAD_DIM)
             values_of = keys_of + channels
@@ -92,7 +98,9 @@ def resident_backward_kernel(
                 grad_value_1 = tl.dot(weights, grad_1, input_precision=PRECISION)  # [BLOCK_N, PIECE_1]
                 grad_key_1 = tl.dot(grad_scores, query_1, input_precision=PRECISION) * scale
                 grad_query_1 = tl.dot(by_query, key_1, grad_query_1, input_precision=PRECISION)
-            key_rows = map_rows(group, keys, num_tokens, grid_width, PATCH_H, PATCH_W) * (3 * channels)
+            key_rows = sample_offsets(
+                group, keys, grid_width, 3 * row_stride, 3 * channels, PATCH_H, PATCH_W, WIDE
+            )
             to = grad_qkv + shift + channels
             store_head(to, key_rows, key_mask, grad_key_0, grad_key_1, PIECE_0, PIECE_1, HEAD_DIM)
             to = to + channels
@@ -102,4 +110,4 @@ def resident_backward_kernel(
         if PIECE_1 > 0:
             second = grad_query_1 * scale
         to = grad_qkv + shift
-        store_head(to, rows * (3 * channels), mask, grad_query_0, second, PIECE_0, PIECE_1, HEAD_DIM)
+        store_head(to, 3 * rows, mask, grad_query_0, second, PIECE_0, PIECE_1, HEAD_DIM)

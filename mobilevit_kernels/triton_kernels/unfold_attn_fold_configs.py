@@ -5,11 +5,13 @@ from functools import lru_cache
 
 import triton
 
-from mobilevit_kernels.triton_kernels.launch import Config, Target
+from mobilevit_kernels.triton_kernels.launch import Config, Target, register_group
 
 FORWARD = "unfold_attn_fold_forward"
 BACKWARD = "unfold_attn_fold_backward"
 FAMILIES = (FORWARD, BACKWARD)
+# Up to here a device has more processors than there are groups: more, smaller programs are then the better guess.
+FEW_GROUPS = 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Shape:
         return sum(self.pieces)
 
     @property
+    def group(self) -> str:
+        """Problems for which a configuration compiles to about the same registers."""
+        return register_group(self.itemsize, self.exact, self.pieces)
+
+    @property
     def block(self) -> int:
         """Smallest tile that holds all tokens of a group."""
         return max(16, triton.next_power_of_2(self.tokens))
@@ -52,96 +59,85 @@ class Shape:
 @lru_cache(maxsize=1024)
 def forward_candidates(shape: Shape) -> tuple[Config, ...]:
     """Configurations of the forward pass: all keys on chip where they fit, else blocks of them."""
-    if shape.exact:
-        return _exact_forward(shape)
-    resident = _resident_forward(shape)
+    if shape.width > 128:
+        return (_online(16, 16, warps=4), _online(16, 16, warps=8))
+    if shape.itemsize == 4:
+        return _single_precision_forward(shape)
+    block = shape.block
+    if block == 16:
+        counts = (1, 4) if shape.groups <= FEW_GROUPS else (4, 1)
+        return tuple(_resident(16, 16, 1, warps=1, heads=shape.shared_heads(count)) for count in counts)
+    if block == 32:
+        return (_resident(32, 32, 1, warps=2), _resident(32, 32, 1, warps=4))
+    if block == 64:
+        return (_resident(64, 64, 1, warps=4), _resident(64, 64, 1, warps=8))
     online = (
         _online(64, 64, warps=4, stages=2),
         _online(128, 64, warps=8, stages=2),
+        _online(64, 32, warps=4),
     )
-    if shape.width > 128 or shape.itemsize == 4:
-        online = (_online(64, 32, warps=4, stages=1),)
-    if shape.width > 256:
-        online = (_online(16, 16, warps=4, stages=1),)
-    return resident or online
+    if block > 256:
+        return online
+    whole, single = _resident(64, block, block // 64, warps=4), _resident(64, block, 1, warps=4)
+    resident = (single, whole) if shape.groups <= FEW_GROUPS else (whole, single)
+    return (*resident, online[0], online[2])
 
 
-def _online(block_m: int, block_n: int, warps: int, stages: int) -> Config:
+def _single_precision_forward(shape: Shape) -> tuple[Config, ...]:
+    small = (
+        _online(32, 32, warps=4),
+        _online(32, 32, warps=8),
+        _online(16, 16, warps=4),
+        _online(16, 16, warps=1),
+    )
+    if shape.block == 16:
+        return (_resident(16, 16, 1, warps=1), _resident(16, 16, 1, warps=4), *small[2:])
+    return small if shape.exact else (_online(64, 64, warps=8), *small)
+
+
+def _online(block_m: int, block_n: int, warps: int, stages: int = 1) -> Config:
     return Config.of(warps, stages, variant="online", BLOCK_M=block_m, BLOCK_N=block_n)
 
 
-def _resident(block_m: int, block_n: int, query_blocks: int, heads: int, warps: int) -> Config:
+def _resident(block_m: int, block_n: int, query_blocks: int, warps: int, heads: int = 1) -> Config:
     return Config.of(
-        warps,
-        variant="resident",
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        QUERY_BLOCKS=query_blocks,
-        HEADS=heads,
+        warps, variant="resident", BLOCK_M=block_m, BLOCK_N=block_n, QUERY_BLOCKS=query_blocks, HEADS=heads
     )
-
-
-def _resident_forward(shape: Shape) -> tuple[Config, ...]:
-    block = shape.block
-    if shape.width > 128 or block > (256 if shape.itemsize == 2 else 64):
-        return ()
-    if block <= 32:
-        return tuple(
-            _resident(block, block, 1, shape.shared_heads(heads), warps=1)
-            for heads in ((1, 4) if shape.groups <= 64 else (4, 1))
-        )
-    if block == 64:
-        return (
-            _resident(64, 64, 1, 1, warps=4),
-            _resident(64, 64, 1, shape.shared_heads(2), warps=4),
-            _resident(32, 64, 2, 1, warps=2),
-        )
-    blocks = block // 64
-    return (
-        _resident(64, block, blocks, 1, warps=4),
-        _resident(64, block, 1, 1, warps=4),
-        _online(64, 64, warps=4, stages=2),
-    )
-
-
-def _exact_forward(shape: Shape) -> tuple[Config, ...]:
-    if shape.width > 128:
-        return (_online(16, 16, warps=4, stages=1),)
-    if shape.block == 16:
-        return (_resident(16, 16, 1, 1, warps=1),)
-    return (_online(32, 32, warps=4, stages=1),)
 
 
 @lru_cache(maxsize=1024)
 def backward_candidates(shape: Shape) -> tuple[Config, ...]:
     """Configurations of the backward pass: one kernel where a group stays on chip, else three."""
-    if shape.exact:
-        block = 16 if shape.width > 128 or shape.block == 16 else 32
-        return (_tiled(block, block, warps=1 if shape.block == 16 else 4),)
     block = shape.block
-    if shape.width > 128:
-        return (_tiled(16, 16, warps=4),) if shape.width > 256 else (_tiled(32, 32, warps=4),)
+    smallest = (_tiled(16, 16, warps=4), _tiled(16, 16, warps=8), _tiled(16, 16, warps=2))
+    if shape.width > 128 or (shape.itemsize == 4 and block == 16):
+        return smallest
     if shape.itemsize == 4:
-        return (_tiled(32, 32, warps=4),)
-    if block <= 32:
-        return tuple(
-            _resident_backward(block, 16, shape.shared_heads(heads), warps=1)
-            for heads in ((1, 4) if shape.groups <= 64 else (4, 1))
+        return (_tiled(32, 32, warps=8), _tiled(32, 32, warps=4), *smallest)
+    if block == 16:
+        shared = _resident_backward(16, 16, 1, shape.shared_heads(2))
+        return (_resident_backward(16, 16, warps=1), shared, _resident_backward(16, 16, warps=4))
+    if block == 32:
+        return (
+            _resident_backward(32, 32, warps=2),
+            _resident_backward(32, 32, warps=4),
+            _resident_backward(32, 16, warps=4),
         )
+    tiled = (_tiled(64, 32, warps=4), _tiled(64, 64, warps=8), _tiled(32, 32, warps=4))
     if block == 64:
         return (
-            _resident_backward(64, 32, 1, warps=4),
-            _resident_backward(64, 64, 1, warps=4),
+            _resident_backward(64, 64, warps=8),
+            _resident_backward(64, 32, warps=8),
+            _resident_backward(64, 16, warps=4),
+            tiled[2],
         )
-    tiled = _tiled(64, 64, warps=4)
-    if shape.width > 64:
-        return (tiled,)
-    return (_resident_backward(block, 32, 1, warps=4 if block == 128 else 8), tiled)
+    return (*tiled, _tiled(64, 32, warps=8))
 
 
-def _resident_backward(block_m: int, block_n: int, heads: int, warps: int) -> Config:
+def _resident_backward(block_m: int, block_n: int, warps: int, heads: int = 1) -> Config:
     return Config.of(warps, variant="resident", BLOCK_M=block_m, BLOCK_N=block_n, HEADS=heads)
 
 
-def _tiled(block_m: int, block_n: int, warps: int) -> Config:
-    return Config.of(warps, variant="tiled", BLOCK_M=block_m, BLOCK_N=block_n)
+def _tiled(block: int, step: int, warps: int) -> Config:
+    """Each program owns ``block`` rows and takes the rows it meets in steps."""
+    return Config.of(warps, variant="tiled", BLOCK=block, STEP=step)

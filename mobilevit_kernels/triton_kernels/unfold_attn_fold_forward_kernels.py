@@ -7,7 +7,7 @@ A head's HEAD_DIM values are read as PIECE_0 (and PIECE_1) columns, powers of tw
 import triton
 import triton.language as tl
 
-from mobilevit_kernels.triton_kernels.token_grid import map_offsets, map_rows
+from mobilevit_kernels.triton_kernels.token_grid import first_pixel, sample_offsets
 from mobilevit_kernels.triton_kernels.unfold_attn_fold_tiles import (
     LN_2,
     load_head,
@@ -20,8 +20,9 @@ from mobilevit_kernels.triton_kernels.unfold_attn_fold_tiles import (
 @triton.jit
 def resident_forward_kernel(
     qkv, out, logsumexp, scale_log2, num_tokens, grid_width, num_heads, stride_b, stride_h, stride_w,
-    PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, HEAD_DIM: tl.constexpr, PIECE_0: tl.constexpr,
-    PIECE_1: tl.constexpr, SAVE_LOGSUMEXP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, WIDE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PIECE_0: tl.constexpr, PIECE_1: tl.constexpr, SAVE_LOGSUMEXP: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, QUERY_BLOCKS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """All keys and values of a head stay on chip (N <= BLOCK_N), so that softmax takes one pass.
@@ -35,10 +36,14 @@ def resident_forward_kernel(
     first_block = program // head_programs % query_programs * QUERY_BLOCKS
     group = program // (head_programs * query_programs)
     channels = num_heads * HEAD_DIM
+    sample, pixel = first_pixel(group, num_tokens, PATCH_H, PATCH_W)
+    qkv += sample * stride_b
+    out += pixel * channels
+    row_stride = grid_width * PATCH_W * channels
 
     keys = tl.arange(0, BLOCK_N)
     key_mask = keys < num_tokens
-    key_offsets = map_offsets(group, keys, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W)
+    key_offsets = sample_offsets(group, keys, grid_width, stride_h, stride_w, PATCH_H, PATCH_W, WIDE)
     for index in tl.static_range(HEADS):
         head = first_head + index
         queries_of = qkv + head * HEAD_DIM
@@ -49,7 +54,7 @@ def resident_forward_kernel(
         for block in range(QUERY_BLOCKS):
             queries = (first_block + block) * BLOCK_M + tl.arange(0, BLOCK_M)
             mask = queries < num_tokens
-            offsets = map_offsets(group, queries, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W)
+            offsets = sample_offsets(group, queries, grid_width, stride_h, stride_w, PATCH_H, PATCH_W, WIDE)
             query_0, query_1 = load_head(queries_of, offsets, mask, PIECE_0, PIECE_1, HEAD_DIM)
             scores = row_products(query_0, query_1, key_0, key_1, PIECE_1, PRECISION) * scale_log2
             scores = tl.where(key_mask[None, :], scores, -float("inf"))  # [BLOCK_M, BLOCK_N]
@@ -62,8 +67,8 @@ def resident_forward_kernel(
             out_1 = out_0
             if PIECE_1 > 0:
                 out_1 = tl.dot(weights, value_1, input_precision=PRECISION) * inverse  # [BLOCK_M, PIECE_1]
-            rows = map_rows(group, queries, num_tokens, grid_width, PATCH_H, PATCH_W)
-            store_head(out + head * HEAD_DIM, rows * channels, mask, out_0, out_1, PIECE_0, PIECE_1, HEAD_DIM)
+            rows = sample_offsets(group, queries, grid_width, row_stride, channels, PATCH_H, PATCH_W, WIDE)
+            store_head(out + head * HEAD_DIM, rows, mask, out_0, out_1, PIECE_0, PIECE_1, HEAD_DIM)
             if SAVE_LOGSUMEXP:
                 row = logsumexp + statistics_row(group, head, num_heads, num_tokens)
                 tl.store(row + queries, (largest + tl.log2(total)) * LN_2, mask=mask)
@@ -72,8 +77,9 @@ def resident_forward_kernel(
 @triton.jit
 def online_forward_kernel(
     qkv, out, logsumexp, scale_log2, num_tokens, grid_width, num_heads, stride_b, stride_h, stride_w,
-    PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, HEAD_DIM: tl.constexpr, PIECE_0: tl.constexpr,
-    PIECE_1: tl.constexpr, SAVE_LOGSUMEXP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, WIDE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PIECE_0: tl.constexpr, PIECE_1: tl.constexpr, SAVE_LOGSUMEXP: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Keys and values pass in blocks of BLOCK_N, with a running maximum and sum (arXiv 2205.14135, algorithm 1).
@@ -85,13 +91,17 @@ def online_forward_kernel(
     head = program % num_heads
     group = program // (num_heads * query_programs)
     channels = num_heads * HEAD_DIM
+    sample, pixel = first_pixel(group, num_tokens, PATCH_H, PATCH_W)
+    qkv += sample * stride_b
+    out += pixel * channels
+    row_stride = grid_width * PATCH_W * channels
     queries_of = qkv + head * HEAD_DIM
     keys_of = queries_of + channels
     values_of = keys_of + channels
 
     queries = program // num_heads % query_programs * BLOCK_M + tl.arange(0, BLOCK_M)
     mask = queries < num_tokens
-    offsets = map_offsets(group, queries, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W)
+    offsets = sample_offsets(group, queries, grid_width, stride_h, stride_w, PATCH_H, PATCH_W, WIDE)
     query_0, query_1 = load_head(queries_of, offsets, mask, PIECE_0, PIECE_1, HEAD_DIM)
 
     largest = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -102,7 +112,7 @@ def online_forward_kernel(
     for start in range(0, num_tokens, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
         key_mask = keys < num_tokens
-        key_offsets = map_offsets(group, keys, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W)
+        key_offsets = sample_offsets(group, keys, grid_width, stride_h, stride_w, PATCH_H, PATCH_W, WIDE)
         key_0, key_1 = load_head(keys_of, key_offsets, key_mask, PIECE_0, PIECE_1, HEAD_DIM)
         value_0, value_1 = load_head(values_of, key_offsets, key_mask, PIECE_0, PIECE_1, HEAD_DIM)
         scores = row_products(query_0, query_1, key_0, key_1, PIECE_1, PRECISION) * scale_log2
@@ -124,8 +134,8 @@ def online_forward_kernel(
     second = out_0
     if PIECE_1 > 0:
         second = out_1 * inverse
-    rows = map_rows(group, queries, num_tokens, grid_width, PATCH_H, PATCH_W)
-    store_head(out + head * HEAD_DIM, rows * channels, mask, out_0, second, PIECE_0, PIECE_1, HEAD_DIM)
+    rows = sample_offsets(group, queries, grid_width, row_stride, channels, PATCH_H, PATCH_W, WIDE)
+    store_head(out + head * HEAD_DIM, rows, mask, out_0, second, PIECE_0, PIECE_1, HEAD_DIM)
     if SAVE_LOGSUMEXP:
         row = logsumexp + statistics_row(group, head, num_heads, num_tokens)
         tl.store(row + queries, (largest + tl.log2(total)) * LN_2, mask=mask)

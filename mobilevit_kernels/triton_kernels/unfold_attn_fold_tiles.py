@@ -13,9 +13,10 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 def load_head(pointer, offsets, mask, PIECE_0: tl.constexpr, PIECE_1: tl.constexpr, HEAD_DIM: tl.constexpr):
     """The values of one head of some tokens, in two pieces; the second repeats the first where there is one only."""
     first = load_piece(pointer, offsets, mask, 0, PIECE_0, HEAD_DIM)  # [BLOCK, PIECE_0]
+    second = first
     if PIECE_1 > 0:
-        return first, load_piece(pointer, offsets, mask, PIECE_0, PIECE_1, HEAD_DIM)  # [BLOCK, PIECE_1]
-    return first, first
+        second = load_piece(pointer, offsets, mask, PIECE_0, PIECE_1, HEAD_DIM)  # [BLOCK, PIECE_1]
+    return first, second
 
 
 @triton.jit

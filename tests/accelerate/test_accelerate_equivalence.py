@@ -58,7 +58,7 @@ def test_outputs(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layer_runs_on_its_op(
-    kind: str, build: Callable, images: Callable, logits: Callable, count_ops: Callable, native: None
+    kind: str, build: Callable, images: Callable, logits: Callable, count_ops: Callable, kernels: str
 ) -> None:
     """Once per layer, and the original never does."""
     original, accelerated = pair(build(kind))
@@ -71,7 +71,7 @@ def test_every_layer_runs_on_its_op(
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_nothing_is_unfolded(
-    kind: str, build: Callable, images: Callable, logits: Callable, count_ops: Callable, native: None
+    kind: str, build: Callable, images: Callable, logits: Callable, count_ops: Callable, kernels: str
 ) -> None:
     """A channels_last model copies no activation; otherwise each block makes its map channels_last, once."""
     copies = ("aten::clone", "aten::copy_", "aten::_to_copy", "aten::im2col", "aten::col2im")

@@ -74,7 +74,7 @@ def test_segmentation_training(kind: str, build: Callable, images: Callable) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing(
-    kind: str, build: Callable, images: Callable, count_ops: Callable, native: None
+    kind: str, build: Callable, images: Callable, count_ops: Callable, kernels: str
 ) -> None:
     """The op runs again in the backward pass, and the gradients stay."""
     gradients = []

@@ -53,7 +53,7 @@ def test_model_methods(kind: str, build: Callable, images: Callable) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing(
-    kind: str, build: Callable, images: Callable, count_ops: Callable, native: None
+    kind: str, build: Callable, images: Callable, count_ops: Callable, kernels: str
 ) -> None:
     """The op runs again in the backward pass, and the gradients stay."""
     gradients = []
@@ -145,7 +145,7 @@ def test_compile_dynamic(kind: str, build: Callable) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_export(kind: str, build: Callable, images: Callable, native: None) -> None:
+def test_export(kind: str, build: Callable, images: Callable, kernels: str) -> None:
     """torch.export keeps the op as one node."""
     block, x = block_and_input(accelerate(build(kind)), images())
     program = torch.export.export(block, (x,))

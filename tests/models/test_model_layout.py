@@ -38,7 +38,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("size", [(8, 8), (8, 12)])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_no_copy_in_a_block(block: type[nn.Module], size: tuple[int, int], randomize: Callable) -> None:

@@ -90,7 +90,7 @@ class TestAutocast:
             wrong.fused()
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("kernels")
 def test_kernels_cast_exactly_as_by_hand(op: str, make_problem: Builder, low: torch.dtype) -> None:
     problem = make_problem(op)
     with torch.autocast("cpu", low):
@@ -98,14 +98,14 @@ def test_kernels_cast_exactly_as_by_hand(op: str, make_problem: Builder, low: to
     assert torch.equal(out, problem.map_tensors(lambda tensor: tensor.to(low)).fused())
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("kernels")
 def test_autocast_reaches_the_operator_itself(op: str, make_problem: Builder) -> None:
     problem = make_problem(op)
     with torch.autocast("cpu", torch.bfloat16):
         assert problem.raw().dtype == torch.bfloat16
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("kernels")
 def test_training_step_beside_layers_of_torch(separable: Builder) -> None:
     problem = separable()
     conv = torch.nn.Conv2d(10, 10, 1)

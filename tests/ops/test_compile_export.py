@@ -11,7 +11,7 @@ from torch.export import Dim
 
 import mobilevit_kernels
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("kernels")
 Builder = Callable[..., Any]
 SIZES = [(2, (4, 3)), (3, (2, 6)), (5, (3, 3))]  # the first has no two equal sizes: a compiler may tie those
 

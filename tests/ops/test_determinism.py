@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("native", "restored_threads")
+pytestmark = pytest.mark.usefixtures("kernels", "restored_threads")
 Builder = Callable[..., Any]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

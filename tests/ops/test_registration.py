@@ -9,7 +9,7 @@ from torch import Tensor
 
 import mobilevit_kernels
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("kernels")
 Builder = Callable[..., Any]
 Layout = Callable[[Tensor], Tensor]
 

@@ -55,7 +55,7 @@ def test_grad_out_of_a_sum_is_expanded(op: str, make_problem: Builder) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("kernels")
 def test_weights_of_any_strides(separable: Builder) -> None:
     problem = separable(channels=7, weight_dims=2)
     x, weight, bias, out_weight, out_bias = problem.tensors
@@ -124,7 +124,7 @@ def test_results_have_the_strides_torch_gives_channels_last(
     assert out.stride() == channels_last_strides(out.shape)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("kernels")
 def test_offsets_beyond_32_bits(op: str, make_problem: Builder) -> None:
     problem = make_problem(op, batch=2)
     x = problem.tensors[0]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("kernels")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 STAGE_HEAD_DIMS = [16, 20, 24, 30, 36, 48, 60]

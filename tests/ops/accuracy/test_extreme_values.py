@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("kernels")
 Builder = Callable[..., Any]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
