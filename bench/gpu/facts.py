@@ -33,19 +33,19 @@ def device_facts(device: torch.device) -> dict[str, str]:
         "multiprocessors": str(properties.multi_processor_count),
         "CUDA": str(torch.version.cuda),
         "cuDNN": str(torch.backends.cudnn.version()),
-        **smi_facts(device.index or 0),
+        **smi_facts(f"GPU-{properties.uuid}"),
         "TF32 in matrix products": str(torch.backends.cuda.matmul.allow_tf32),
         "TF32 in convolutions": str(torch.backends.cudnn.allow_tf32),
         **facts,
     }
 
 
-def smi_facts(index: int) -> dict[str, str]:
-    """Driver, clocks and power of a GPU as nvidia-smi prints them; empty where it cannot be run."""
+def smi_facts(gpu: str) -> dict[str, str]:
+    """Driver, clocks and power of a GPU (its UUID) as nvidia-smi prints them; empty where it cannot be run."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
-            [*command, f"--id={index}"], capture_output=True, text=True, timeout=20, check=True
+            [*command, f"--id={gpu}"], capture_output=True, text=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -21,7 +21,7 @@ of one call. **cold**: the same after a flush of the level-2 cache (the call its
 A fraction of a limit is the time that the needs of a case take at the measured rate, over our time. *copy* counts every
 input read once and every result written once; *2nd pass* counts a tensor again that must be read twice unless it stays
 on chip; *matrix* counts the multiply-adds of the products, two operations each; *nearer* is the larger of copy and
-matrix. Memory is the peak of one call above what was allocated before the candidate was made."""
+matrix. Memory is what torch reserved at most during a call, above what it held before the candidate was made."""
 
 
 def render(data: Mapping[str, Any]) -> str:

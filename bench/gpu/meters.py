@@ -118,18 +118,23 @@ class Meter:
             result = function()
         return graph.replay, result
 
-    def allocated_bytes(self) -> int:
-        """Bytes that tensors hold now; 0 where the device does not count them."""
-        return torch.cuda.memory_allocated(self.device) if self.is_cuda else 0
+    def reserved_bytes(self) -> int:
+        """Bytes that torch holds now, its cache left out; 0 where the device does not count them."""
+        self.release()
+        return torch.cuda.memory_reserved(self.device) if self.is_cuda else 0
 
     def peak_bytes(self, function: Call, base_bytes: int) -> int | None:
-        """Most bytes that tensors hold during a call, above ``base_bytes``; None where the device does not count."""
+        """Most bytes that torch holds during a call, above ``base_bytes``; None where the device does not count them.
+
+        Reserved bytes, not those of tensors: a CUDA graph holds the memory of its intermediate results for itself.
+        """
         if not self.is_cuda:
             return None
+        self.release()
         torch.cuda.reset_peak_memory_stats(self.device)
         function()
         self.synchronize()
-        return torch.cuda.max_memory_allocated(self.device) - base_bytes
+        return torch.cuda.max_memory_reserved(self.device) - base_bytes
 
     def release(self) -> None:
         """Gives cached memory back to the device."""

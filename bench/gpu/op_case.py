@@ -134,7 +134,7 @@ def _prepare(
     """The candidates that run, warm, with the peak of the memory that each takes beside the inputs."""
     ready = []
     for one in op_candidates(problem, direction, compile_mode):
-        base = meter.allocated_bytes()
+        base = meter.reserved_bytes()
         with noted_refusal(refused, one.name, meter):
             with time_limit(_COMPILE_LIMIT_S if one.compiled else float("inf"), "compilation took too long"):
                 meter.warm_up(one.runner)

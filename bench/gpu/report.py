@@ -148,6 +148,8 @@ def main(argv: list[str]) -> int:
             f"--device: expected a usable {options.device}, torch {torch.__version__} finds none; "
             "--device cpu --smoke tries the command out"
         )
+    if device.index is not None:
+        torch.cuda.set_device(device)
     started = options.started or time.time()
     budget = Budget(started + 60 * options.minutes - time.time() - _RESERVE_S)
     facts = device_facts(device)

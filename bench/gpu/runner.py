@@ -30,7 +30,6 @@ class Runner:
         self._meter = Meter(device)
         self._compile_mode = compile_mode
         self._smoke = smoke
-        torch.backends.cudnn.benchmark = True
         self._rates = self._measure_rates()
 
     def _measure_rates(self) -> Rates:
@@ -63,6 +62,6 @@ class Runner:
             if planned.is_op:
                 return measure_op(planned.case, self._meter, self._rates, budget_s, min_rounds, mode)
             side = SMOKE_IMAGE_SIDE if self._smoke else IMAGE_SIDE
-            return measure_model(planned.case, self._meter, side, 10 * budget_s, min_rounds, mode)
+            return measure_model(planned.case, self._meter, side, 10 * budget_s, min_rounds // 2, mode)
         finally:
             forget_compiled_code(self._meter)

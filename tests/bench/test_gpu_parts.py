@@ -197,4 +197,4 @@ FAILED tests/gpu/test_a.py::test_two - AssertionError
 def test_nvidia_smi_is_read_where_there_is_one(monkeypatch):
     assert parse_smi("580.10, 1980, 2619, 345, 700.00, 71.5, 33\n")["power limit, W"] == "700.00"
     monkeypatch.setenv("PATH", "")
-    assert smi_facts(0) == {}
+    assert smi_facts("GPU-0") == {}
