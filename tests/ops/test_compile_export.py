@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from op_checks import Layer, outputs_and_gradients
+from torch import Tensor
 from torch.export import Dim
 
 import mobilevit_kernels
@@ -22,30 +23,6 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-class Layer(nn.Module):
-    """Arithmetic around the op, so that the compiler has something to fuse on both sides of it."""
-
-    def __init__(self, problem: Any):
-        super().__init__()
-        self.op, self.args = problem.op, problem.args
-        present = {f"p{i}": t for i, t in enumerate(problem.tensors[1:]) if t is not None}
-        self.parameters_by_name = nn.ParameterDict({k: nn.Parameter(t.clone()) for k, t in present.items()})
-        self.slots = [None if t is None else f"p{i}" for i, t in enumerate(problem.tensors[1:])]
-
-    def forward(self, x: Tensor) -> Tensor:
-        parameters = [None if slot is None else self.parameters_by_name[slot] for slot in self.slots]
-        out = getattr(mobilevit_kernels, self.op)(x * 0.5 + 0.1, *parameters, *self.args)
-        return torch.tanh(out) * 2
-
-
-def outputs_and_gradients(function: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """Output, gradient of the input, gradients of the parameters."""
-    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    out = function(x)
-    grads = torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])
-    return [out.detach(), *grads]
 
 
 def check_compiled(op: str, make_problem: Builder, backend: str, dtype: torch.dtype = torch.float32) -> None:

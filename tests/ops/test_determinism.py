@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from op_checks import assert_same_bits, everything, poisoned_memory
 
 pytestmark = pytest.mark.usefixtures("kernels", "restored_threads")
 Builder = Callable[..., Any]
@@ -20,26 +20,10 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def poisoned_memory() -> Iterator[None]:
+def poison() -> Iterator[None]:
     """Every ``torch.empty`` and ``at::empty`` gives NaN."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def everything(problem: Any) -> list[Tensor]:
-    """Output and gradients."""
-    out = problem.fused()
-    grad_out = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
-    return [out, *problem.gradients(type(problem).fused, grad_out)]
-
-
-def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
-    """Bit equality of every tensor."""
-    for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
-        assert torch.equal(one, other), f"result {index}"
+    with poisoned_memory():
+        yield
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -71,7 +55,7 @@ def test_a_sample_does_not_depend_on_its_batch(op: str, make_problem: Builder, d
         torch.testing.assert_close(alone[0], whole[index])
 
 
-@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("grid", [(1, 1), (3, 3), (5, 7), (1, 33)], ids=str)
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "nchw"])
 def test_uninitialised_memory_is_never_read(
@@ -84,7 +68,7 @@ def test_uninitialised_memory_is_never_read(
         assert torch.isfinite(result).all(), f"result {index}"
 
 
-@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.usefixtures("poison")
 def test_empty_maps_leave_no_uninitialised_gradient(separable: Builder) -> None:
     problem = separable(grid=(0, 2))
     for grad in problem.gradients(type(problem).fused, torch.empty(2, 10, 0, 4)):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_checks import backward_arguments, operator
 from torch import Tensor
 
 import mobilevit_kernels
@@ -23,11 +24,6 @@ SCHEMAS = {
     ),
 }
 OPCHECK_LAYOUTS = ["nchw", "channels_last", "channel_slice"]
-
-
-def operator(name: str) -> Any:
-    """The registered overload."""
-    return getattr(torch.ops.mobilevit, name).default
 
 
 def test_schema(op: str) -> None:
@@ -55,15 +51,6 @@ def test_opcheck_dtypes(op: str, make_problem: Builder, dtype: torch.dtype) -> N
 def test_opcheck_without_biases(separable: Builder) -> None:
     problem = separable(bias=False).leaves()
     torch.library.opcheck(operator(problem.op), (*problem.tensors, *problem.args))
-
-
-def backward_arguments(problem: Any, mask: tuple[bool, bool] = (True, True)) -> list[Any]:
-    """Arguments of the backward operator of an op, in the order of its schema."""
-    out, *saved = problem.call(operator(f"{problem.op}_forward"))
-    grad_out = torch.randn_like(out)
-    if problem.op == "separable_attn":
-        return [grad_out, *problem.tensors[:4], *saved, *problem.args, list(mask)]
-    return [grad_out, problem.tensors[0], out, *saved, *problem.args]
 
 
 @pytest.mark.parametrize("first_layout", OPCHECK_LAYOUTS)

@@ -5,19 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from op_checks import problem_and_dense_copy
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 Builder = Callable[..., Any]
 Layout = Callable[[Tensor], Tensor]
 SHAPES = [(2, (3, 2)), (1, (1, 1)), (1, (3, 2)), (2, (1, 1)), (0, (2, 2)), (2, (0, 2)), (2, (2, 0))]
-
-
-def problem_and_dense_copy(problem: Any, layout: Layout) -> tuple[Any, Any]:
-    """The problem in a layout, and the same values in a freshly allocated channels_last map."""
-    laid_out = problem.with_first(layout(problem.tensors[0]))
-    dense = laid_out.tensors[0].clone(memory_format=torch.channels_last)
-    return laid_out, problem.with_first(dense)
 
 
 @pytest.mark.usefixtures("backend")

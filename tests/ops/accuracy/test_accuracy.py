@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_checks import readable
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -17,13 +18,6 @@ GRIDS = [(1, 1), (1, 2), (3, 3), (4, 4), (7, 7), (8, 8), (16, 16)]
 PATCHES = [(2, 2), (1, 1), (2, 1), (1, 2), (4, 4), (3, 2), (5, 1)]
 Builder = Callable[..., Any]
 Rule = Callable[[Any], None]
-
-
-def readable(value: Any) -> str:
-    """Test id: float32, 3x2, 36."""
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @pytest.fixture(params=DTYPES, ids=readable)
