@@ -28,4 +28,17 @@ TORCH_LIBRARY(mobilevit, m) {
       "bool[2] output_mask) -> (Tensor grad_x, Tensor grad_qkv_weight, Tensor grad_qkv_bias, "
       "Tensor grad_out_weight, Tensor grad_out_bias)",
       tags);
+
+  // Whole layers, for inference: the projections, norms and residuals around the two ops above.
+  m.def(
+      "transformer_layer(Tensor x, Tensor norm1_weight, Tensor norm1_bias, Tensor qkv_weight, Tensor qkv_bias, "
+      "Tensor proj_weight, Tensor proj_bias, Tensor norm2_weight, Tensor norm2_bias, Tensor fc1_weight, "
+      "Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias, int num_heads, int[2] patch_size, float eps) -> Tensor",
+      tags);
+  m.def(
+      "separable_transformer_layer(Tensor x, Tensor norm1_weight, Tensor norm1_bias, Tensor qkv_weight, "
+      "Tensor qkv_bias, Tensor out_weight, Tensor out_bias, Tensor norm2_weight, Tensor norm2_bias, "
+      "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias, int[2] patch_size, float eps) "
+      "-> Tensor",
+      tags);
 }

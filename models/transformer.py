@@ -2,8 +2,10 @@
 
 from torch import Tensor, nn
 
-from mobilevit_kernels.models.attention import SeparableAttention
+from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
+from mobilevit_kernels.models.fused_layers import parameters_of, runs_fused
 from mobilevit_kernels.models.layers import DropPath
+from mobilevit_kernels.ops import transformer_layer
 
 
 class Mlp(nn.Module):
@@ -51,6 +53,8 @@ class ConvMlp(nn.Module):
 class TransformerLayer(nn.Module):
     """Transformer layer of MobileViT v1 and of v3 on v1 (arXiv 2110.02178).
 
+    In 16-bit inference at small batches on a GPU it runs as one op, :func:`mobilevit_kernels.ops.transformer_layer`.
+
     Args:
         dim: channels C.
         attention: a layer on maps ``[B, C, H, W]``, such as ``MultiHeadAttention``.
@@ -58,6 +62,18 @@ class TransformerLayer(nn.Module):
         dropout: rate after the feed-forward network.
         drop_path: stochastic depth rate.
     """
+
+    _fused_parts = {
+        "attn": MultiHeadAttention,
+        "norm1": nn.LayerNorm,
+        "attn.qkv": nn.Linear,
+        "attn.proj": nn.Linear,
+        "norm2": nn.LayerNorm,
+        "mlp.fc1": nn.Linear,
+        "mlp.act": nn.SiLU,
+        "mlp.fc2": nn.Linear,
+    }
+    _fused_parameters = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
     def __init__(
         self,
@@ -77,6 +93,12 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, H, W, C]`` -> ``[B, H, W, C]``; the permutations are views."""
+        if self.norm1.eps == self.norm2.eps and runs_fused("unfold_attn_fold", x, self, self._fused_parts):
+            parameters = parameters_of(self, self._fused_parameters)
+            heads, patch, eps = self.attn.num_heads, self.attn.patch_size, self.norm1.eps
+            return transformer_layer(x.permute(0, 3, 1, 2), *parameters, heads, patch, eps).permute(
+                0, 2, 3, 1
+            )
         attended = self.attn(self.norm1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = x + self.drop_path1(attended)
         return x + self.drop_path2(self.mlp(self.norm2(x)))

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from bench.aot.compiling import Source, Usage, compile_source, source_of
-from bench.aot.launches import Problem, launches, problems
+from bench.aot.launches import DTYPES, Problem, launches, problems
 from bench.aot.spills import add_spills
 from mobilevit_kernels.triton_kernels.launch import TARGETS, Choice
 
@@ -50,7 +50,9 @@ _tasks: list[Task] = []
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 where a kernel failed to compile, spills, or does not fit, else 0; 0 with ``--record``."""
     options = _options(arguments)
-    selected = [problem for problem in problems(options.quick) if options.filter in str(problem)]
+    selected = [
+        problem for problem in problems(options.quick, options.dtypes) if options.filter in str(problem)
+    ]
     _tasks[:] = [task for target in options.targets for task in tasks(selected, target, options.record)]
     lines = []
     faulty = []
@@ -75,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--filter", default="", help="only problems whose description contains this")
-    parser.add_argument("--quick", action="store_true", help="one model a generation, fp16 and fp32")
+    parser.add_argument("--quick", action="store_true", help="one model a generation, two of its stages")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--output", type=Path, help="write the table to this file")
     parser.add_argument("--faults-only", action="store_true", help="print only what is at fault")
@@ -86,7 +89,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="compile the candidates known to spill too, and add to spills.json what is at fault",
     )
     options = parser.parse_args(arguments)
-    if not any(options.filter in str(problem) for problem in problems(options.quick)):
+    if not any(options.filter in str(problem) for problem in problems(options.quick, options.dtypes)):
         parser.error(f"--filter: no problem contains {options.filter!r}")
     return options
 

@@ -1,6 +1,6 @@
 """What is compiled: the kernels that the launchers would start for the shapes of the models, and some beyond."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,6 @@ OTHER_SHAPES = (
 QUICK_SHAPES = tuple(
     shape for shape in STAGE_SHAPES if shape.model in ("mobilevit_s", "mobilevitv2_100") and shape.side != 16
 )
-QUICK_DTYPES = ("fp16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Problem:
         return f"{self.shape.op} {self.shape} {self.dtype} batch {self.batch}"
 
 
-def problems(quick: bool) -> list[Problem]:
-    """Everything that is compiled; ``quick`` leaves one model a generation, and two dtypes."""
+def problems(quick: bool, dtypes: Sequence[str] = tuple(DTYPES)) -> list[Problem]:
+    """Everything that is compiled, in these dtypes; ``quick`` leaves one model a generation and the stages that
+    differ most."""
     shapes = QUICK_SHAPES if quick else STAGE_SHAPES + OTHER_SHAPES
-    dtypes = QUICK_DTYPES if quick else tuple(DTYPES)
     return [Problem(shape, dtype, batch) for shape in shapes for dtype in dtypes for batch in BATCHES]
 
 

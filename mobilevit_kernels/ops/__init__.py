@@ -1,10 +1,11 @@
-"""The two ops: public functions, and what torch needs to know of each (fake, autograd, autocast)."""
+"""The ops: public functions, and what torch needs to know of each (fake, autograd, autocast)."""
 
 from mobilevit_kernels import _extension
 
 _extension.load()
 
 from mobilevit_kernels.ops.separable_attn import separable_attn  # noqa: E402
+from mobilevit_kernels.ops.transformer_layer import transformer_layer  # noqa: E402
 from mobilevit_kernels.ops.unfold_attn_fold import unfold_attn_fold  # noqa: E402
 
-__all__ = ["separable_attn", "unfold_attn_fold"]
+__all__ = ["separable_attn", "transformer_layer", "unfold_attn_fold"]

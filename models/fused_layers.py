@@ -1,0 +1,43 @@
+"""Whether a transformer layer runs as one op, and its parameters in the op's order."""
+
+import torch
+from torch import Tensor, nn
+
+from mobilevit_kernels.backends import select_backend
+
+# Above this batch the layers are bound by arithmetic and memory, not by the number of kernels that are started.
+MAX_BATCH = 8
+HALF = (torch.float16, torch.bfloat16)
+
+
+def runs_fused(op: str, x: Tensor, layer: nn.Module, parts: dict[str, type[nn.Module]]) -> bool:
+    """Whether ``layer`` may run as one op on ``x``: inference in 16 bits on the Triton kernels, at a small batch.
+
+    Args:
+        op: the attention op inside the layer.
+        x: ``[B, ...]``, the layer's input.
+        layer: with every submodule in evaluation mode, or it does not run as one op.
+        parts: submodules by name that the op stands for. Each must be exactly of its type and free of hooks:
+            a replaced or observed layer keeps running by itself.
+    """
+    if x.shape[0] > MAX_BATCH or torch.is_grad_enabled() or any(part.training for part in layer.modules()):
+        return False
+    if _compute_dtype(x) not in HALF or select_backend(op, x) != "triton":
+        return False
+    return all(_is_plain(layer.get_submodule(name), kind) for name, kind in parts.items())
+
+
+def parameters_of(layer: nn.Module, names: tuple[str, ...]) -> list[Tensor]:
+    """Weight and bias of each named submodule, in order."""
+    modules = [layer.get_submodule(name) for name in names]
+    return [parameter for module in modules for parameter in (module.weight, module.bias)]
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    observed = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is kind and not observed and getattr(module, "bias", True) is not None
