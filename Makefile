@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow test-all lint typecheck format \
+.PHONY: help venv demo test test-slow test-triton test-all aot lint typecheck format \
 	bench bench-check bench-record bench-compare bench-smoke gpu-report wheel clean
 
 PYTHON ?= python3
@@ -18,6 +18,9 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 PIP := $(BIN)/python -m pip
 PYTEST := $(BIN)/python -m pytest
+# One thread: the interpreter computes small NumPy arrays.
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST)
+TRITON_TESTS := tests/ops tests/triton
 
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 NATIVE_SOURCES = $(CXX_SOURCES) CMakeLists.txt setup.py
@@ -59,14 +62,23 @@ $(VENV)/.stamp-extras: $(VENV)/.stamp-torch pyproject.toml | $(VENV)/.stamp-nati
 demo: venv ## show the product on photographs: fused against plain PyTorch (ARGS="--weights FILE")
 	$(BIN)/mobilevit demo $(ARGS)
 
-test: venv ## the tests, without those marked slow
+test: venv ## the tests, without those marked slow; the Triton kernels run interpreted
 	$(PYTEST) -m "not slow" $(ARGS)
+	$(if $(ARGS),,$(INTERPRETED) -m "not slow" $(TRITON_TESTS))
 
 test-slow: venv ## the tests marked slow: long sweeps, install
 	$(PYTEST) -m slow $(ARGS)
+	$(if $(ARGS),,$(INTERPRETED) -m slow $(TRITON_TESTS))
+
+test-triton: venv ## the Triton kernels on the CPU, in Triton's interpreter
+	$(INTERPRETED) $(if $(ARGS),$(ARGS),-m "not slow" $(TRITON_TESTS))
 
 test-all: venv ## every test
 	$(PYTEST) $(ARGS)
+	$(if $(ARGS),,$(INTERPRETED) $(TRITON_TESTS))
+
+aot: venv ## every Triton kernel compiled for sm_80, sm_90, sm_100 and gfx942: registers, spills, shared memory
+	$(BIN)/python -m bench.aot $(ARGS)
 
 lint: venv ## ruff, clang-format and mypy, changing nothing
 	$(BIN)/ruff check .

@@ -35,7 +35,8 @@ def register_triton(name: str, op: str, check: Check) -> None:
             return kernel(*args) if current_backend() == "triton" else compiled.call_boxed(keys, *args)
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns of every kernel that takes another's place
+            # torch warns of every kernel that takes another's place
+            warnings.simplefilter("ignore", UserWarning)
             LIBRARY.impl(name, either, "CPU", with_keyset=True, allow_override=True)
 
 

@@ -21,12 +21,14 @@ class Facts:
         interpreted: ``TRITON_INTERPRET=1`` was set at the first look, so kernels run on the CPU, in NumPy.
         device_error: why no CUDA (or ROCm) device can be used; None where one can.
         capability: compute capability of the current CUDA device; None on ROCm and without a device.
+        numpy: version of NumPy, in which the interpreter computes.
     """
 
     version: str | None
     interpreted: bool = False
     device_error: str | None = None
     capability: tuple[int, int] | None = None
+    numpy: str = ""
 
 
 def interpreted() -> bool:
@@ -46,6 +48,8 @@ def explain(facts: Facts, device_type: str, dtype: torch.dtype) -> str | None:
     if device_type == "cpu":
         if not facts.interpreted:
             return "Triton runs CPU tensors only in its interpreter: set TRITON_INTERPRET=1 before the import"
+        if _release(facts.version) < (3, 7) and _release(facts.numpy) >= (2, 4):
+            return f"the interpreter of Triton {facts.version} needs NumPy below 2.4, this is {facts.numpy}"
     elif device_type != "cuda":
         return f"the Triton kernels run on CUDA tensors, got a {device_type} tensor"
     elif facts.device_error is not None:
@@ -60,13 +64,20 @@ def explain(facts: Facts, device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _release(version: str) -> tuple[int, int]:
+    """Major and minor number of a version such as "3.6.0+git1"."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
 @lru_cache(maxsize=1)
 def _facts() -> Facts:
     if importlib.util.find_spec("triton") is None:
         return Facts(version=None)
     version = metadata.version("triton")
     if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
-        return Facts(version, interpreted=True, device_error=_device_error(check_driver=False))
+        error = _device_error(check_driver=False)
+        return Facts(version, interpreted=True, device_error=error, numpy=metadata.version("numpy"))
     error = _device_error(check_driver=True)
     on_cuda = error is None and torch.version.hip is None
     return Facts(version, False, error, torch.cuda.get_device_capability() if on_cuda else None)
