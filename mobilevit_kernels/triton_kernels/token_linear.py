@@ -15,12 +15,18 @@ from mobilevit_kernels.triton_kernels.launch import (
     target_of,
 )
 from mobilevit_kernels.triton_kernels.token_grid import pieces
-from mobilevit_kernels.triton_kernels.token_linear_kernels import linear_residual_kernel, norm_linear_kernel
+from mobilevit_kernels.triton_kernels.token_linear_kernels import (
+    affine_linear_kernel,
+    group_norm_affine_kernel,
+    linear_residual_kernel,
+    norm_linear_kernel,
+)
 from mobilevit_kernels.triton_kernels.tuning import choose
 
 NORM_LINEAR = "token_norm_linear"
+AFFINE_LINEAR = "token_affine_linear"
 LINEAR_RESIDUAL = "token_linear_residual"
-FAMILIES = (NORM_LINEAR, LINEAR_RESIDUAL)
+FAMILIES = (NORM_LINEAR, AFFINE_LINEAR, LINEAR_RESIDUAL)
 
 
 def norm_linear(
@@ -40,21 +46,66 @@ def norm_linear(
     Returns:
         ``[B, out, H, W]`` in channels_last memory, dtype of ``x``.
     """
-    batch, channels, height, width = x.shape
-    out_channels = weight.shape[0]
+    parameters = (x, norm_weight, norm_bias, weight, bias)
+    return _normed_linear(norm_linear_kernel, NORM_LINEAR, parameters, (eps, _rows(x)), silu)
+
+
+def affine_linear(x: Tensor, affine: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
+    """linear(gain * x + shift), then SiLU where asked, in one kernel: after a norm that :func:`group_norm_affine` took.
+
+    Args:
+        x: map ``[B, C, H, W]`` in channels_last memory.
+        affine: ``[B, 2, C]``, gain and shift of every sample and channel.
+        weight: ``[out, C]``, of any floating-point dtype, dense; so is the bias.
+        bias: ``[out]``.
+        silu: whether x * sigmoid(x) follows.
+
+    Returns:
+        ``[B, out, H, W]`` in channels_last memory, dtype of ``x``.
+    """
+    sizes = (_rows(x), x.shape[2] * x.shape[3])
+    return _normed_linear(affine_linear_kernel, AFFINE_LINEAR, (x, affine, weight, bias), sizes, silu)
+
+
+def _normed_linear(
+    kernel: Any, family: str, tensors: tuple[Tensor, ...], numbers: tuple[float, ...], silu: bool
+) -> Tensor:
+    x, weight = tensors[0], tensors[-2]
+    rows, channels, out_channels = _rows(x), x.shape[1], weight.shape[0]
     out = _channels_last(x, out_channels)
-    rows = batch * height * width
     first, second = pieces(channels)
     constants = _constants(x, channels, out_channels)
     constants.update(PIECE_0=first, PIECE_1=second, SILU=silu)
-    arguments = (x, norm_weight, norm_bias, weight, bias, out, eps, rows)
+    arguments = (*tensors, out, *numbers)
 
     def run(config: Config) -> None:
-        launch(norm_linear_kernel, _programs(config, rows, out_channels), arguments, config, **constants)
+        launch(kernel, _programs(config, rows, out_channels), arguments, config, **constants)
 
     candidates = _norm_candidates(rows, first + second, _exact(x))
-    run(_choose(NORM_LINEAR, x, out_channels, weight.dtype, candidates, run))
+    run(_choose(family, x, out_channels, weight.dtype, candidates, run))
     return out
+
+
+def group_norm_affine(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
+    """GroupNorm of one group as a gain and a shift per sample and channel.
+
+    Args:
+        x: map ``[B, C, H, W]`` in channels_last memory.
+        norm_weight: ``[C]``.
+        norm_bias: ``[C]``.
+        eps: added to the variance.
+
+    Returns:
+        ``[B, 2, C]`` in float32, such that ``group_norm(x) = gain * x + shift``.
+    """
+    batch, channels = x.shape[:2]
+    affine = torch.empty((batch, 2, channels), dtype=torch.float32, device=x.device)
+    values = channels * x.shape[2] * x.shape[3]
+    config = Config.of(16, BLOCK=8192)
+    arguments = (x, norm_weight, norm_bias, affine, eps, values)
+    block_c = triton.next_power_of_2(channels)
+    launch(group_norm_affine_kernel, batch, arguments, config, CHANNELS=channels, BLOCK_C=block_c)
+    return affine
 
 
 def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
@@ -69,11 +120,9 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
     Returns:
         ``[B, out, H, W]`` in channels_last memory, dtype of ``x``.
     """
-    batch, channels, height, width = x.shape
-    out_channels = weight.shape[0]
+    rows, out_channels = _rows(x), weight.shape[0]
     out = _channels_last(x, out_channels)
-    rows = batch * height * width
-    constants = _constants(x, channels, out_channels)
+    constants = _constants(x, x.shape[1], out_channels)
     arguments = (x, weight, bias, residual, out, rows)
 
     def run(config: Config) -> None:
@@ -82,6 +131,10 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
     candidates = _residual_candidates(rows, _exact(x))
     run(_choose(LINEAR_RESIDUAL, x, out_channels, weight.dtype, candidates, run))
     return out
+
+
+def _rows(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
 
 
 def _channels_last(like: Tensor, channels: int) -> Tensor:
@@ -111,8 +164,15 @@ def _choose(
 ) -> Config:
     channels = x.shape[1]
     group = register_group(x.element_size(), _exact(x), pieces(channels))
-    rows = x.shape[0] * x.shape[2] * x.shape[3]
-    key = (rows.bit_length(), channels, out_channels, x.dtype, weight_dtype, _exact(x), x.device.index or 0)
+    key = (
+        _rows(x).bit_length(),
+        channels,
+        out_channels,
+        x.dtype,
+        weight_dtype,
+        _exact(x),
+        x.device.index or 0,
+    )
     return choose(family, group, target_of(x), key, candidates, run)
 
 

@@ -26,19 +26,26 @@ def _square_deviations(values, mean, START: tl.constexpr, WIDTH: tl.constexpr, S
 
 
 @triton.jit
-def _project(
-    first, second, weight, bias, column_block, IN: tl.constexpr, OUT: tl.constexpr, PIECE_0: tl.constexpr,
-    PIECE_1: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
+def _project_and_store(
+    first, second, weight, bias, out, first_row, num_rows, column_block, IN: tl.constexpr, OUT: tl.constexpr,
+    PIECE_0: tl.constexpr, PIECE_1: tl.constexpr, SILU: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Rows in two pieces times BLOCK_O rows of the weight, plus bias: [BLOCK_M, BLOCK_O] in float32."""
+    """Rows in two pieces times BLOCK_O rows of the weight, plus bias, then SiLU where asked."""
     columns = column_block * BLOCK_O + tl.arange(0, BLOCK_O)
-    mask = columns < OUT
-    weight_0 = load_piece(weight, columns * IN, mask, 0, PIECE_0, IN).to(first.dtype)  # [BLOCK_O, PIECE_0]
-    products = tl.dot(first, tl.trans(weight_0), input_precision=PRECISION)
+    inside = columns < OUT
+    weight_0 = load_piece(weight, columns * IN, inside, 0, PIECE_0, IN).to(first.dtype)  # [BLOCK_O, PIECE_0]
+    result = tl.dot(first, tl.trans(weight_0), input_precision=PRECISION)
     if PIECE_1 > 0:
-        weight_1 = load_piece(weight, columns * IN, mask, PIECE_0, PIECE_1, IN).to(first.dtype)
-        products = tl.dot(second, tl.trans(weight_1), products, input_precision=PRECISION)
-    return products + tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
+        weight_1 = load_piece(weight, columns * IN, inside, PIECE_0, PIECE_1, IN).to(first.dtype)
+        result = tl.dot(second, tl.trans(weight_1), result, input_precision=PRECISION)
+    result += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if SILU:
+        result = result * tl.sigmoid(result)
+    rows = tl.arange(0, BLOCK_M)
+    addresses = out + first_row * OUT + rows[:, None] * OUT + columns[None, :]
+    mask = (first_row + rows < num_rows)[:, None] & inside[None, :]
+    tl.store(addresses, result.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -76,17 +83,77 @@ def norm_linear_kernel(
         gain = _load_vector(norm_weight, PIECE_0, PIECE_1, IN)
         shift = _load_vector(norm_bias, PIECE_0, PIECE_1, IN)
         second = ((values_1 - mean) * scale * gain + shift).to(x.dtype.element_ty)
-    result = _project(
-        first, second, weight, bias, column_block, IN, OUT, PIECE_0, PIECE_1, BLOCK_O, PRECISION
-    )
-    if SILU:
-        result = result * tl.sigmoid(result)
-    columns = column_block * BLOCK_O + tl.arange(0, BLOCK_O)
-    tl.store(
-        out + first_row * OUT + rows[:, None] * OUT + columns[None, :],
-        result.to(out.dtype.element_ty),
-        mask=mask[:, None] & (columns < OUT)[None, :],
-    )
+    _project_and_store(
+        first, second, weight, bias, out, first_row, num_rows, column_block, IN, OUT, PIECE_0, PIECE_1, SILU,
+        PRECISION, BLOCK_M, BLOCK_O,
+    )  # fmt: skip
+
+
+@triton.jit
+def group_norm_affine_kernel(
+    x, norm_weight, norm_bias, affine, eps, num_values, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """GroupNorm of one group as a gain and a shift per sample and channel: affine [B, 2, CHANNELS].
+
+    A program takes one sample, num_values dense values of whole pixels, in blocks of BLOCK.
+    """
+    sample = tl.program_id(0).to(tl.int64)
+    values_of = x + sample * num_values
+    sums = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, num_values, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        sums += tl.load(values_of + places, mask=places < num_values, other=0.0).to(tl.float32)
+    mean = tl.sum(sums, 0) / num_values
+    squares = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, num_values, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        values = tl.load(values_of + places, mask=places < num_values, other=0.0).to(tl.float32)
+        deviations = tl.where(places < num_values, values - mean, 0.0)
+        squares += deviations * deviations
+    scale = tl.rsqrt(tl.sum(squares, 0) / num_values + eps)
+    channels = tl.arange(0, BLOCK_C)
+    mask = channels < CHANNELS
+    gain = tl.load(norm_weight + channels, mask=mask, other=0.0).to(tl.float32) * scale
+    shift = tl.load(norm_bias + channels, mask=mask, other=0.0).to(tl.float32) - mean * gain
+    row = affine + sample * (2 * CHANNELS)
+    tl.store(row + channels, gain, mask=mask)
+    tl.store(row + CHANNELS + channels, shift, mask=mask)
+
+
+@triton.jit
+def _affine_piece(
+    tile, affine, rows, samples, mask, START: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr
+):
+    """Columns of rows with the gain and the shift of their sample: [BLOCK_M, WIDTH] in the dtype of the map."""
+    values = load_piece(tile, rows * SIZE, mask, START, WIDTH, SIZE).to(tl.float32)
+    gain = load_piece(affine, samples * (2 * SIZE), mask, START, WIDTH, SIZE)
+    shift = load_piece(affine + SIZE, samples * (2 * SIZE), mask, START, WIDTH, SIZE)
+    return (values * gain + shift).to(tile.dtype.element_ty)
+
+
+@triton.jit
+def affine_linear_kernel(
+    x, affine, weight, bias, out, num_rows, rows_per_sample,
+    IN: tl.constexpr, OUT: tl.constexpr, PIECE_0: tl.constexpr, PIECE_1: tl.constexpr, SILU: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """Gain and shift of each row's sample, then BLOCK_O columns of a linear layer, then SiLU where asked."""
+    column_blocks = tl.cdiv(OUT, BLOCK_O)
+    program = tl.program_id(0)
+    first_row = (program // column_blocks).to(tl.int64) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    mask = first_row + rows < num_rows
+    samples = (first_row + rows) // rows_per_sample
+    tile = x + first_row * IN
+    first = _affine_piece(tile, affine, rows, samples, mask, 0, PIECE_0, IN)
+    second = first
+    if PIECE_1 > 0:
+        second = _affine_piece(tile, affine, rows, samples, mask, PIECE_0, PIECE_1, IN)
+    _project_and_store(
+        first, second, weight, bias, out, first_row, num_rows, program % column_blocks, IN, OUT, PIECE_0, PIECE_1,
+        SILU, PRECISION, BLOCK_M, BLOCK_O,
+    )  # fmt: skip
 
 
 @triton.jit
