@@ -20,8 +20,8 @@ MODE = "step"
 # float64 truth of more images would not fit beside the candidates.
 _GATE_IMAGES = 8
 _LOSS_STEPS = 2 * WARMUP_CALLS
-# What the loss after a few steps may be off by, over that of plain PyTorch: rounding alone stays far below it.
-_LOSS_TOLERANCE = 0.02
+# What the loss after a few steps may be off by, over that of plain PyTorch: one step more or less is 5 to 10 %.
+_LOSS_TOLERANCE = 0.04
 _COMPILE_LIMIT_S = 180.0
 
 Run = Callable[[], Tensor]

@@ -52,7 +52,7 @@ def test_inference(
     model, x = random_model(name).eval(), images(2)
 
     def run() -> list[Tensor]:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device.type, torch.float16):
             return [model(x)]
 
     replay, (logits,) = captured(run, device)
@@ -65,7 +65,7 @@ def test_inference(
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> Tensor:
     """One step of plain SGD under autocast; the loss before it."""
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with torch.autocast(x.device.type, torch.float16):
         loss = F.cross_entropy(model(x), labels)
     loss.backward()
     optimizer.step()
