@@ -1,0 +1,231 @@
+"""Launchers of the forward kernels of ``separable_attn``; the backward ones are in ``separable_attn_backward``."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels.triton_kernels import separable_attn_configs as configs
+from mobilevit_kernels.triton_kernels.launch import Config, launch
+from mobilevit_kernels.triton_kernels.separable_attn_backward import separable_attn_backward
+from mobilevit_kernels.triton_kernels.separable_attn_forward_kernels import (
+    output_kernel,
+    projection_kernel,
+    whole_kernel,
+)
+from mobilevit_kernels.triton_kernels.separable_attn_pool_kernels import pool_kernel
+from mobilevit_kernels.triton_kernels.separable_attn_problem import (
+    Problem,
+    empty_floats,
+    empty_like_map,
+    map_strides,
+    token_rows,
+)
+from mobilevit_kernels.triton_kernels.token_grid import rows_of_channels
+
+__all__ = ["separable_attn", "separable_attn_backward", "separable_attn_forward"]
+
+
+class _Call(NamedTuple):
+    """Tensors of one call, as kernels take them."""
+
+    x: Tensor
+    qkv_weight: Tensor
+    qkv_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+    scores: Tensor | None
+    pooled: Tensor
+    context: Tensor
+    out: Tensor
+
+    @property
+    def save(self) -> bool:
+        """Whether scores and pooled tokens are kept."""
+        return self.scores is not None
+
+    @property
+    def qkv(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the first projection; an absent bias is never read."""
+        return self.qkv_weight, self.qkv_weight if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, pooled tokens and contexts; scores that are not kept are never written."""
+        return self.pooled if self.scores is None else self.scores, self.pooled, self.context
+
+    @property
+    def projections(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Both weights and biases."""
+        return *self.qkv, self.out_weight, self.out_weight if self.out_bias is None else self.out_bias
+
+
+def separable_attn(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    patch_size: Sequence[int],
+) -> Tensor:
+    """The op for inference: nothing is kept for a backward pass. See :func:`mobilevit_kernels.separable_attn`."""
+    return _forward(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size, save=False).out
+
+
+def separable_attn_forward(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    patch_size: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op, with scores ``[B, P, N]``, pooled tokens and contexts ``[B, P, C]`` in float32."""
+    call = _forward(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size, save=True)
+    return call.out, *call.statistics
+
+
+def _forward(
+    x: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    patch_size: Sequence[int],
+    save: bool,
+) -> _Call:
+    x = rows_of_channels(x)
+    problem = Problem.of(x, patch_size)
+    call = _Call(
+        x,
+        qkv_weight.contiguous(),
+        None if qkv_bias is None else qkv_bias.contiguous(),
+        out_weight.contiguous(),
+        None if out_bias is None else out_bias.contiguous(),
+        empty_floats(x, *problem.score_shape) if save else None,
+        empty_floats(x, *problem.group_shape),
+        empty_floats(x, *problem.group_shape),
+        empty_like_map(x),
+    )
+    if call.out.numel() == 0:
+        # Groups without tokens have nothing to pool; zero keeps what is saved defined.
+        call.pooled.zero_()
+        call.context.zero_()
+        return call
+
+    def run(config: Config) -> None:
+        {"whole": _whole, "split": _split, "products": _products}[config.variant](problem, call)
+
+    run(problem.choose(configs.FORWARD, configs.forward_candidates(problem.shape), run))
+    return call
+
+
+def _whole(problem: Problem, call: _Call) -> None:
+    """One kernel."""
+    arguments = (call.x, *call.projections, *call.statistics, call.out, *problem.sizes, *map_strides(call.x))
+
+    def run(config: Config) -> None:
+        problem.start(
+            whole_kernel,
+            problem.shape.pool_programs(config["BLOCK_M"]),
+            arguments,
+            config,
+            SAVE=call.save,
+            HAS_QKV_BIAS=call.qkv_bias is not None,
+            HAS_OUT_BIAS=call.out_bias is not None,
+            PRECISION=problem.precision,
+            **problem.pieces,
+        )
+
+    run(problem.choose(configs.WHOLE, configs.whole_candidates(problem.shape), run))
+
+
+def _split(problem: Problem, call: _Call) -> None:
+    """One kernel up to the contexts, one for the outputs."""
+    _pool(problem, call, project=True)
+    arguments = (call.x, *call.projections, call.context, call.out, *problem.sizes, *map_strides(call.x))
+
+    def run(config: Config) -> None:
+        problem.start(
+            output_kernel,
+            problem.shape.tiles(config["BLOCK_M"]),
+            arguments,
+            config,
+            HAS_QKV_BIAS=call.qkv_bias is not None,
+            HAS_OUT_BIAS=call.out_bias is not None,
+            PRECISION=problem.precision,
+            **problem.pieces,
+        )
+
+    run(problem.choose(configs.OUTPUT, configs.output_candidates(problem.shape), run))
+
+
+def _products(problem: Problem, call: _Call) -> None:
+    """A kernel for each step, and torch's own product for the last projection."""
+    _pool(problem, call, project=False)
+    _project_pooled(problem, call)
+    hidden = torch.empty_like(token_rows(call.out))
+    arguments = (call.x, *call.qkv, call.context, hidden, *problem.sizes, *map_strides(call.x))
+
+    def run(config: Config) -> None:
+        problem.start_columns(
+            projection_kernel,
+            arguments,
+            config,
+            FIRST_ROW=1 + problem.channels,
+            HAS_QKV_BIAS=call.qkv_bias is not None,
+            GATED=True,
+        )
+
+    run(problem.choose(configs.PROJECTION, configs.projection_candidates(problem.shape), run))
+    # Given their result's memory, products of torch ignore autocast; they must not ask for a graph either.
+    weight = call.out_weight.detach().view(problem.channels, problem.channels).t()
+    if call.out_bias is None:
+        torch.mm(hidden, weight, out=token_rows(call.out))
+    else:
+        torch.addmm(call.out_bias.detach(), hidden, weight, out=token_rows(call.out))
+
+
+def _pool(problem: Problem, call: _Call, project: bool) -> None:
+    arguments = (call.x, *call.qkv, *call.statistics, *problem.sizes, *map_strides(call.x))
+
+    def run(config: Config) -> None:
+        problem.start(
+            pool_kernel,
+            problem.shape.pool_programs(config["BLOCK_M"]),
+            arguments,
+            config,
+            HAS_QKV_BIAS=call.qkv_bias is not None,
+            SAVE=call.save,
+            PROJECT=project,
+            PRECISION=problem.precision,
+            **problem.pieces,
+        )
+
+    run(problem.choose(configs.POOL, configs.pool_candidates(problem.shape), run))
+
+
+def _project_pooled(problem: Problem, call: _Call) -> None:
+    """Contexts from pooled tokens, which are the tokens of this product: groups of one."""
+    groups, channels = problem.grid.groups, problem.channels
+    arguments = (call.pooled, *call.qkv, call.context, call.context, groups, 1, 1, channels, 0, 0)
+
+    def run(config: Config) -> None:
+        programs = -(-groups // config["BLOCK_M"]) * -(-channels // config["BLOCK_C"])
+        launch(
+            projection_kernel,
+            programs,
+            arguments,
+            config,
+            PATCH_H=1,
+            PATCH_W=1,
+            CHANNELS=channels,
+            FIRST_ROW=1,
+            HAS_QKV_BIAS=call.qkv_bias is not None,
+            GATED=False,
+            PRECISION=problem.precision,
+            BLOCK_N=1,
+        )
+
+    run(problem.choose(configs.CONTEXT, configs.context_candidates(problem.shape), run))

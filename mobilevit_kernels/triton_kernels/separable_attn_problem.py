@@ -1,0 +1,124 @@
+"""What the launchers of ``separable_attn`` know of a problem before they look at its numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels.triton_kernels.launch import Config, Target, launch, matmul_precision, target_of
+from mobilevit_kernels.triton_kernels.separable_attn_configs import Shape
+from mobilevit_kernels.triton_kernels.token_grid import TokenGrid, pieces
+from mobilevit_kernels.triton_kernels.tuning import choose
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that sizes, dtype and device decide.
+
+    Attributes:
+        grid: the tokens of the map.
+        shape: what configurations depend on.
+        key: what measured configurations are remembered for; groups count by their power of two.
+        precision: of matrix products, as ``tl.dot`` takes it.
+        sizes: groups, tokens of a group and tokens of a group in a row of the map, as kernels take them.
+    """
+
+    grid: TokenGrid
+    shape: Shape
+    key: tuple[Any, ...]
+    precision: str
+    sizes: tuple[int, int, int]
+
+    @staticmethod
+    def of(x: Tensor, patch_size: Sequence[int]) -> "Problem":
+        """The problem of a map ``[B, C, H, W]``."""
+        patch = (patch_size[0], patch_size[1])
+        index = x.device.index or 0
+        return _problem(tuple(x.shape), patch, x.dtype, matmul_precision(x.dtype), target_of(x), index)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape.channels
+
+    @property
+    def group_shape(self) -> tuple[int, int, int]:
+        """``[B, P, C]``, of what there is one of per group."""
+        return self.grid.batch, self.grid.positions, self.channels
+
+    @property
+    def score_shape(self) -> tuple[int, int, int]:
+        """``[B, P, N]``, of what there is one of per token."""
+        return self.grid.batch, self.grid.positions, self.grid.tokens
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        """Constants of kernels that read whole tokens."""
+        first, second = pieces(self.channels)
+        return {"PIECE_0": first, "PIECE_1": second}
+
+    def start(
+        self, kernel: Any, programs: int, arguments: tuple[Any, ...], config: Config, **constants: Any
+    ) -> None:
+        """Starts a kernel on tiles of tokens of this problem."""
+        constants.update(self.grid.constants)
+        constants["CHANNELS"] = self.channels
+        constants["BLOCK_N"] = self.shape.block_n(config["BLOCK_M"])
+        launch(kernel, programs, arguments, config, **constants)
+
+    def start_columns(
+        self, kernel: Any, arguments: tuple[Any, ...], config: Config, **constants: Any
+    ) -> None:
+        """Starts a kernel of which a program computes BLOCK_C channels of a tile."""
+        programs = self.shape.tiles(config["BLOCK_M"]) * -(-self.channels // config["BLOCK_C"])
+        self.start(kernel, programs, arguments, config, PRECISION=self.precision, **constants)
+
+    def choose(self, family: str, candidates: Sequence[Config], run: Callable[[Config], None]) -> Config:
+        """The configuration of a family of kernels."""
+        return choose(family, self.shape.group, self.shape.target, self.key, candidates, run)
+
+
+@lru_cache(maxsize=1024)
+def _problem(
+    shape: tuple[int, ...],
+    patch: tuple[int, int],
+    dtype: torch.dtype,
+    precision: str,
+    target: Target,
+    device_index: int,
+) -> Problem:
+    batch, channels, height, width = shape
+    grid = TokenGrid(batch, height, width, patch)
+    exact = dtype == torch.float32 and precision == "ieee"
+    key = (grid.groups.bit_length(), grid.tokens, patch, channels, dtype, exact, device_index)
+    return Problem(
+        grid,
+        Shape(grid.groups, grid.tokens, channels, dtype.itemsize, exact, target),
+        key,
+        precision,
+        (grid.groups, grid.tokens, grid.grid_width),
+    )
+
+
+def map_strides(x: Tensor) -> tuple[int, int, int]:
+    """Strides of samples, rows and columns, as kernels take them."""
+    stride_b, _, stride_h, stride_w = x.stride()
+    return stride_b, stride_h, stride_w
+
+
+def token_rows(x: Tensor) -> Tensor:
+    """``[B * H * W, C]``; a view of channels_last memory and of slices of it that keep rows evenly apart."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def empty_like_map(x: Tensor) -> Tensor:
+    """A new map in channels_last memory."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def empty_floats(like: Tensor, *shape: int) -> Tensor:
+    """A new float32 tensor."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
