@@ -10,10 +10,13 @@ from torch import Tensor
 from bench.shapes import PATCH_SIZE, STAGE_SHAPES, StageShape
 from mobilevit_kernels.triton_kernels import separable_attn, unfold_attn_fold
 from mobilevit_kernels.triton_kernels.launch import Launch, Target, record
+from mobilevit_kernels.triton_kernels.separable_transformer_layer import separable_transformer_layer
+from mobilevit_kernels.triton_kernels.transformer_layer import transformer_layer
 
 # bf16 and fp16 differ in their instructions only; fp32 and tf32 in how products are computed.
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 BATCHES = (1, 256)
+LAYER_EPS = 1e-5
 # Beside the stages of the models: long groups, wide and odd heads, channels that are no stage's.
 OTHER_SHAPES = (
     StageShape("unfold_attn_fold", "other", 144, 64, num_heads=4),
@@ -74,6 +77,9 @@ def _attention(problem: Problem) -> None:
     unfold_attn_fold.unfold_attn_fold(qkv, heads, PATCH_SIZE)
     out, logsumexp = unfold_attn_fold.unfold_attn_fold_forward(qkv, heads, PATCH_SIZE)
     unfold_attn_fold.unfold_attn_fold_backward(out, qkv, out, logsumexp, heads, PATCH_SIZE)
+    for dtype in _layer_dtypes(problem):
+        parameters = _layer_parameters(out, 3 * problem.shape.channels, dtype)
+        transformer_layer(out, *parameters, heads, PATCH_SIZE, LAYER_EPS)
 
 
 def _separable(problem: Problem) -> None:
@@ -89,6 +95,31 @@ def _separable(problem: Problem) -> None:
     separable_attn.separable_attn(x, *weights, PATCH_SIZE)
     out, *saved = separable_attn.separable_attn_forward(x, *weights, PATCH_SIZE)
     separable_attn.separable_attn_backward(out, x, *weights[:3], *saved, PATCH_SIZE, [True, True])
+    for dtype in _layer_dtypes(problem):
+        layer_parameters = _layer_parameters(x, 1 + 2 * channels, dtype)
+        separable_transformer_layer(x, *layer_parameters, PATCH_SIZE, LAYER_EPS)
+
+
+def _layer_dtypes(problem: Problem) -> tuple[torch.dtype, ...]:
+    """Of the parameters of a whole layer, which runs as one op in 16 bits at small batches; float32 under autocast."""
+    dtype = DTYPES[problem.dtype]
+    return (dtype, torch.float32) if dtype.itemsize == 2 and problem.batch == min(BATCHES) else ()
+
+
+def _layer_parameters(x: Tensor, projected: int, dtype: torch.dtype) -> list[Tensor]:
+    """Of a layer with ``projected`` rows of its first projection: norms, attention and feed-forward network."""
+    channels = x.shape[1]
+    hidden = 2 * channels
+
+    def empty(*size: int) -> Tensor:
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    def linear(rows: int, columns: int) -> list[Tensor]:
+        return [empty(rows, columns), empty(rows)]
+
+    norm = [empty(channels), empty(channels)]
+    attention = linear(projected, channels) + linear(channels, channels)
+    return norm + attention + norm + linear(hidden, channels) + linear(channels, hidden)
 
 
 @contextmanager

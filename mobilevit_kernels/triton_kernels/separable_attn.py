@@ -39,6 +39,12 @@ class _Call(NamedTuple):
     pooled: Tensor
     context: Tensor
     out: Tensor
+    affine: Tensor | None = None
+
+    @property
+    def norm(self) -> Tensor:
+        """Gains and shifts of the tokens; where there are none they are never read."""
+        return self.x if self.affine is None else self.affine
 
     @property
     def save(self) -> bool:
@@ -121,6 +127,29 @@ def _forward(
     return call
 
 
+def normed_attention_residual(
+    x: Tensor, affine: Tensor, qkv_weight: Tensor, qkv_bias: Tensor, out_weight: Tensor, out_bias: Tensor,
+    patch_size: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """x + separable_attn(gain * x + shift), in two kernels, for inference.
+
+    Args:
+        x: ``[B, C, H, W]`` in channels_last memory, not empty.
+        affine: ``[B, 2, C]`` in float32, gain and shift of every sample and channel.
+        qkv_weight, qkv_bias, out_weight, out_bias: as ``separable_attn`` takes them; any floating-point dtype, dense.
+        patch_size: (patch_h, patch_w).
+
+    Returns:
+        ``[B, C, H, W]`` in channels_last memory, dtype of ``x``.
+    """
+    problem = Problem.of(x, patch_size)
+    pooled, context = (empty_floats(x, *problem.group_shape) for _ in range(2))
+    out = empty_like_map(x)
+    call = _Call(x, qkv_weight, qkv_bias, out_weight, out_bias, None, pooled, context, out, affine)
+    _split(problem, call)
+    return out
+
+
 def _whole(problem: Problem, call: _Call) -> None:
     """One kernel."""
     arguments = (call.x, *call.projections, *call.statistics, call.out, *problem.sizes, *map_strides(call.x))
@@ -144,7 +173,8 @@ def _whole(problem: Problem, call: _Call) -> None:
 def _split(problem: Problem, call: _Call) -> None:
     """One kernel up to the contexts, one for the outputs."""
     _pool(problem, call, project=True)
-    arguments = (call.x, *call.projections, call.context, call.out, *problem.sizes, *map_strides(call.x))
+    tensors = (call.x, call.norm, *call.projections, call.context, call.out)
+    arguments = (*tensors, *problem.sizes, *map_strides(call.x))
 
     def run(config: Config) -> None:
         problem.start(
@@ -152,6 +182,7 @@ def _split(problem: Problem, call: _Call) -> None:
             problem.shape.tiles(config["BLOCK_M"]),
             arguments,
             config,
+            LAYER=call.affine is not None,
             HAS_QKV_BIAS=call.qkv_bias is not None,
             HAS_OUT_BIAS=call.out_bias is not None,
             PRECISION=problem.precision,
@@ -188,7 +219,8 @@ def _products(problem: Problem, call: _Call) -> None:
 
 
 def _pool(problem: Problem, call: _Call, project: bool) -> None:
-    arguments = (call.x, *call.qkv, *call.statistics, *problem.sizes, *map_strides(call.x))
+    tensors = (call.x, call.norm, *call.qkv, *call.statistics)
+    arguments = (*tensors, *problem.sizes, *map_strides(call.x))
 
     def run(config: Config) -> None:
         problem.start(
@@ -196,6 +228,7 @@ def _pool(problem: Problem, call: _Call, project: bool) -> None:
             problem.shape.pool_programs(config["BLOCK_M"]),
             arguments,
             config,
+            NORM=call.affine is not None,
             HAS_QKV_BIAS=call.qkv_bias is not None,
             SAVE=call.save,
             PROJECT=project,

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from mobilevit_kernels.triton_kernels.separable_attn_tiles import (
     group_sums,
-    load_tokens,
+    load_normed_tokens,
     load_vector,
     load_weight,
     tile_slots,
@@ -36,9 +36,9 @@ def _shift(largest):
 
 @triton.jit
 def _pool_one_group(
-    x, query_0, query_1, scores, pooled, group, num_groups, num_tokens, grid_width, stride_b, stride_h, stride_w,
-    PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr,
-    PIECE_1: tl.constexpr, SAVE: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, affine, query_0, query_1, scores, pooled, group, num_groups, num_tokens, grid_width, stride_b, stride_h,
+    stride_w, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr, NORM: tl.constexpr, SAVE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N tokens at a time, with a running maximum and sum (arXiv 1805.02867, algorithm 3)."""
     largest = tl.full([], -float("inf"), tl.float32)
@@ -50,9 +50,9 @@ def _pool_one_group(
     row = scores + group.to(tl.int64) * num_tokens
     for start in range(0, num_tokens, BLOCK_N):
         groups, tokens, mask = tile_slots(group, start, num_groups, num_tokens, BLOCK_N, BLOCK_N)
-        x_0, x_1 = load_tokens(
-            x, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0,
-            PIECE_1,
+        x_0, x_1 = load_normed_tokens(
+            x, affine, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS,
+            PIECE_0, PIECE_1, NORM,
         )  # fmt: skip
         x_0 = x_0.to(tl.float32)
         x_1 = x_1.to(tl.float32)
@@ -88,14 +88,15 @@ def _pool_one_group(
 
 @triton.jit
 def _pool_small_groups(
-    x, query_0, query_1, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b, stride_h,
+    x, affine, query_0, query_1, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b, stride_h,
     stride_w, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr,
-    PIECE_1: tl.constexpr, SAVE: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr,
+    PIECE_1: tl.constexpr, NORM: tl.constexpr, SAVE: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """GROUPS groups of at most BLOCK_N tokens side by side."""
     groups, tokens, mask = tile_slots(first_group, 0, num_groups, num_tokens, GROUPS * BLOCK_N, BLOCK_N)
-    x_0, x_1 = load_tokens(
-        x, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1
+    x_0, x_1 = load_normed_tokens(
+        x, affine, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0,
+        PIECE_1, NORM,
     )  # fmt: skip
     x_0 = x_0.to(tl.float32)
     x_1 = x_1.to(tl.float32)
@@ -115,9 +116,9 @@ def _pool_small_groups(
 
 @triton.jit
 def pool_groups(
-    x, qkv_weight, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b, stride_h, stride_w,
-    PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr,
-    PIECE_1: tl.constexpr, SAVE: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, affine, qkv_weight, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b, stride_h,
+    stride_w, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr, NORM: tl.constexpr, SAVE: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Writes the pooled tokens [groups, CHANNELS] of GROUPS groups, and their scores [groups, N] where SAVE.
 
@@ -129,24 +130,24 @@ def pool_groups(
         query_1 = load_vector(qkv_weight, PIECE_0 + tl.arange(0, PIECE_1), CHANNELS, True)
     if GROUPS == 1:
         _pool_one_group(
-            x, query_0, query_1, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b, stride_h,
-            stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1, SAVE, BLOCK_N,
+            x, affine, query_0, query_1, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b,
+            stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1, NORM, SAVE, BLOCK_N,
         )  # fmt: skip
     else:
         _pool_small_groups(
-            x, query_0, query_1, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b, stride_h,
-            stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1, SAVE, GROUPS, BLOCK_N,
+            x, affine, query_0, query_1, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b,
+            stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1, NORM, SAVE, GROUPS, BLOCK_N,
         )  # fmt: skip
 
 
 @triton.jit
 def project_pooled(
-    pooled, qkv_weight, qkv_bias, context, first_group, num_groups, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr,
+    x, pooled, qkv_weight, qkv_bias, context, first_group, num_groups, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr,
     PIECE_1: tl.constexpr, HAS_QKV_BIAS: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Writes context = W_k pooled + b_k of GROUPS groups, whose pooled tokens this program has written."""
-    dtype: tl.constexpr = qkv_weight.dtype.element_ty
+    dtype: tl.constexpr = x.dtype.element_ty
     # A matrix product takes 16 rows at least.
     ROWS: tl.constexpr = GROUPS if GROUPS > 16 else 16
     row = tl.arange(0, ROWS)
@@ -168,14 +169,14 @@ def project_pooled(
             tl.arange(0, PIECE_0),
             CHANNELS,
             CHANNELS % BLOCK_C == 0 and PIECE_0 <= CHANNELS,
-        )
+        ).to(dtype)
         rows = tl.dot(rows_0, tl.trans(weight), input_precision=PRECISION)  # [ROWS, BLOCK_C]
         if PIECE_1 > 0:
             weight = load_weight(
                 key_weight, channels, PIECE_0 + tl.arange(0, PIECE_1), CHANNELS,
                 CHANNELS % BLOCK_C == 0 and PIECE_0 + PIECE_1 <= CHANNELS,
             )  # fmt: skip
-            rows = tl.dot(rows_1, tl.trans(weight), rows, input_precision=PRECISION)
+            rows = tl.dot(rows_1, tl.trans(weight.to(dtype)), rows, input_precision=PRECISION)
         rows += load_vector(qkv_bias + 1, channels, CHANNELS, HAS_QKV_BIAS)[None, :]
         addresses = context + offsets[:, None] + channels[None, :]
         tl.store(addresses, rows, mask=mask[:, None] & (channels < CHANNELS)[None, :])
@@ -183,20 +184,23 @@ def project_pooled(
 
 @triton.jit
 def pool_kernel(
-    x, qkv_weight, qkv_bias, scores, pooled, context, num_groups, num_tokens, grid_width, stride_b, stride_h,
+    x, affine, qkv_weight, qkv_bias, scores, pooled, context, num_groups, num_tokens, grid_width, stride_b, stride_h,
     stride_w, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr,
-    PIECE_1: tl.constexpr, HAS_QKV_BIAS: tl.constexpr, SAVE: tl.constexpr, PROJECT: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    PIECE_1: tl.constexpr, NORM: tl.constexpr, HAS_QKV_BIAS: tl.constexpr, SAVE: tl.constexpr,
+    PROJECT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Pools the tokens of BLOCK_M / BLOCK_N groups, and projects the pooled ones where PROJECT."""
+    """Pools the tokens of BLOCK_M / BLOCK_N groups, and projects the pooled ones where PROJECT.
+
+    NORM: the tokens take the gain and the shift of their sample first.
+    """
     GROUPS: tl.constexpr = BLOCK_M // BLOCK_N
     first_group = tl.program_id(0) * GROUPS
     pool_groups(
-        x, qkv_weight, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b, stride_h, stride_w,
-        PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1, SAVE, GROUPS, BLOCK_N,
+        x, affine, qkv_weight, scores, pooled, first_group, num_groups, num_tokens, grid_width, stride_b, stride_h,
+        stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1, NORM, SAVE, GROUPS, BLOCK_N,
     )  # fmt: skip
     if PROJECT:
         project_pooled(
-            pooled, qkv_weight, qkv_bias, context, first_group, num_groups, CHANNELS, PIECE_0, PIECE_1, HAS_QKV_BIAS,
+            x, pooled, qkv_weight, qkv_bias, context, first_group, num_groups, CHANNELS, PIECE_0, PIECE_1, HAS_QKV_BIAS,
             PRECISION, GROUPS, BLOCK_C,
         )  # fmt: skip

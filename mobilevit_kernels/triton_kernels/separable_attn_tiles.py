@@ -41,6 +41,32 @@ def load_tokens(
 
 
 @triton.jit
+def normed(values, affine, samples, mask, START: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr):
+    """Columns of tokens with the gain and the shift of their sample, affine [B, 2, CHANNELS], in their own dtype."""
+    gain = load_piece(affine, samples * (2 * CHANNELS), mask, START, WIDTH, CHANNELS)
+    shift = load_piece(affine + CHANNELS, samples * (2 * CHANNELS), mask, START, WIDTH, CHANNELS)
+    return (values.to(tl.float32) * gain + shift).to(values.dtype)
+
+
+@triton.jit
+def load_normed_tokens(
+    x, affine, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H: tl.constexpr,
+    PATCH_W: tl.constexpr, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr, PIECE_1: tl.constexpr,
+    NORM: tl.constexpr,
+):  # fmt: skip
+    """:func:`load_tokens`, and their norm where NORM."""
+    x_0, x_1 = load_tokens(
+        x, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1
+    )  # fmt: skip
+    if NORM:
+        samples = groups // (PATCH_H * PATCH_W)
+        x_0 = normed(x_0, affine, samples, mask, 0, PIECE_0, CHANNELS)
+        if PIECE_1 > 0:
+            x_1 = normed(x_1, affine, samples, mask, PIECE_0, PIECE_1, CHANNELS)
+    return x_0, x_1
+
+
+@triton.jit
 def load_weight(weight, rows, columns, CHANNELS: tl.constexpr, EVEN: tl.constexpr):
     """A block of a weight [any, CHANNELS], zeros where a row or a column is not below CHANNELS; none is if EVEN."""
     addresses = weight + rows[:, None] * CHANNELS + columns[None, :]
