@@ -118,6 +118,44 @@ _recording: Recording | None = None
 _choice: Choice | None = None
 
 
+@dataclass(frozen=True)
+class Start:
+    """A kernel ready to be started: everything but its tensors, decided once.
+
+    Attributes:
+        kernel: a ``triton.jit`` function.
+        programs: number of programs; none are started for 0.
+        numbers: its run-time arguments after the tensors.
+        keywords: its compile-time constants, num_warps and num_stages.
+    """
+
+    kernel: Any
+    programs: int
+    numbers: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Starts the kernel on the device of its first tensor."""
+        if _recording is not None:
+            _recording.recorder(Launch(self.kernel, (*tensors, *self.numbers), self.keywords, _choice))
+            return
+        if self.programs == 0:
+            return
+        device = tensors[0].device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            self.kernel[(self.programs,)](*tensors, *self.numbers, **self.keywords)
+            return
+        with torch.cuda.device(device):
+            self.kernel[(self.programs,)](*tensors, *self.numbers, **self.keywords)
+
+
+def prepare(
+    kernel: Any, programs: int, numbers: tuple[Any, ...], config: Config, constants: dict[str, Any]
+) -> Start:
+    """A kernel with its configuration and its other constants."""
+    return Start(kernel, programs, numbers, {**constants, **config.keywords})
+
+
 def launch(kernel: Any, programs: int, arguments: Sequence[Any], config: Config, **constants: Any) -> None:
     """Starts a kernel on the device of its first argument.
 
@@ -128,18 +166,7 @@ def launch(kernel: Any, programs: int, arguments: Sequence[Any], config: Config,
         config: its configuration.
         constants: its other compile-time constants.
     """
-    keywords = {**constants, **config.keywords}
-    if _recording is not None:
-        _recording.recorder(Launch(kernel, tuple(arguments), keywords, _choice))
-        return
-    if programs == 0:
-        return
-    device = arguments[0].device
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        kernel[(programs,)](*arguments, **keywords)
-        return
-    with torch.cuda.device(device):
-        kernel[(programs,)](*arguments, **keywords)
+    prepare(kernel, programs, (), config, constants)(*arguments)
 
 
 @contextmanager

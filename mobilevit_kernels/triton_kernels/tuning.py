@@ -3,11 +3,11 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -16,7 +16,10 @@ from mobilevit_kernels.triton_kernels.support import interpreted
 
 # Each costs a compilation and a measurement at the first call.
 MAX_CANDIDATES = 3
+MAX_PLANS = 4096
 SPILLS_FILE = Path(__file__).parent / "spills.json"
+
+Plan = TypeVar("Plan")
 
 _chosen: dict[tuple[Any, ...], Config] = {}
 _forced: dict[str, Config] = {}
@@ -65,6 +68,30 @@ def choose(
     chosen = _remembered(family, key, candidates) or _measure(family, key, candidates, run)
     _chosen[(family, *key)] = chosen
     return chosen
+
+
+class Plans(Generic[Plan]):
+    """Remembers what was decided for a key, so that a call decides nothing twice.
+
+    Nothing is taken from memory while a configuration is forced or kernels are only described, and nothing is put
+    there while a CUDA graph is captured, when no configuration can be measured.
+    """
+
+    def __init__(self) -> None:
+        self._plans: dict[Hashable, Plan] = {}
+
+    def get(self, key: Hashable, decide: Callable[[], Plan]) -> Plan:
+        """The plan for a key; ``decide`` makes it at the first call."""
+        if _forced or recording() is not None:
+            return decide()
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = decide()
+            if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+                if len(self._plans) >= MAX_PLANS:
+                    self._plans.clear()
+                self._plans[key] = plan
+        return plan
 
 
 @lru_cache(maxsize=4096)
