@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mobilevit_kernels.triton_kernels import separable_attn_configs as configs
-from mobilevit_kernels.triton_kernels.launch import Config, launch
+from mobilevit_kernels.triton_kernels.launch import Config, Start, prepare
 from mobilevit_kernels.triton_kernels.separable_attn_backward import separable_attn_backward
 from mobilevit_kernels.triton_kernels.separable_attn_forward_kernels import (
     output_kernel,
@@ -123,7 +123,10 @@ def _forward(
     def run(config: Config) -> None:
         {"whole": _whole, "split": _split, "products": _products}[config.variant](problem, call)
 
-    run(problem.choose(configs.FORWARD, configs.forward_candidates(problem.shape), run))
+    def decide() -> Config:
+        return problem.choose(configs.FORWARD, configs.forward_candidates(problem.shape), run)
+
+    run(problem.variants.get(save, decide))
     return call
 
 
@@ -152,44 +155,37 @@ def normed_attention_residual(
 
 def _whole(problem: Problem, call: _Call) -> None:
     """One kernel."""
-    arguments = (call.x, *call.projections, *call.statistics, call.out, *problem.sizes, *map_strides(call.x))
-
-    def run(config: Config) -> None:
-        problem.start(
-            whole_kernel,
-            problem.shape.pool_programs(config["BLOCK_M"]),
-            arguments,
-            config,
-            SAVE=call.save,
-            HAS_QKV_BIAS=call.qkv_bias is not None,
-            HAS_OUT_BIAS=call.out_bias is not None,
-            PRECISION=problem.precision,
-            **problem.pieces,
-        )
-
-    run(problem.choose(configs.WHOLE, configs.whole_candidates(problem.shape), run))
+    problem.run(
+        configs.WHOLE,
+        whole_kernel,
+        lambda config: problem.shape.pool_programs(config["BLOCK_M"]),
+        configs.whole_candidates,
+        (call.x, *call.projections, *call.statistics, call.out),
+        map_strides(call.x),
+        SAVE=call.save,
+        HAS_QKV_BIAS=call.qkv_bias is not None,
+        HAS_OUT_BIAS=call.out_bias is not None,
+        PRECISION=problem.precision,
+        **problem.pieces,
+    )
 
 
 def _split(problem: Problem, call: _Call) -> None:
     """One kernel up to the contexts, one for the outputs."""
     _pool(problem, call, project=True)
-    tensors = (call.x, call.norm, *call.projections, call.context, call.out)
-    arguments = (*tensors, *problem.sizes, *map_strides(call.x))
-
-    def run(config: Config) -> None:
-        problem.start(
-            output_kernel,
-            problem.shape.tiles(config["BLOCK_M"]),
-            arguments,
-            config,
-            LAYER=call.affine is not None,
-            HAS_QKV_BIAS=call.qkv_bias is not None,
-            HAS_OUT_BIAS=call.out_bias is not None,
-            PRECISION=problem.precision,
-            **problem.pieces,
-        )
-
-    run(problem.choose(configs.OUTPUT, configs.output_candidates(problem.shape), run))
+    problem.run(
+        configs.OUTPUT,
+        output_kernel,
+        lambda config: problem.shape.tiles(config["BLOCK_M"]),
+        configs.output_candidates,
+        (call.x, call.norm, *call.projections, call.context, call.out),
+        map_strides(call.x),
+        LAYER=call.affine is not None,
+        HAS_QKV_BIAS=call.qkv_bias is not None,
+        HAS_OUT_BIAS=call.out_bias is not None,
+        PRECISION=problem.precision,
+        **problem.pieces,
+    )
 
 
 def _products(problem: Problem, call: _Call) -> None:
@@ -197,19 +193,18 @@ def _products(problem: Problem, call: _Call) -> None:
     _pool(problem, call, project=False)
     _project_pooled(problem, call)
     hidden = torch.empty_like(token_rows(call.out))
-    arguments = (call.x, *call.qkv, call.context, hidden, *problem.sizes, *map_strides(call.x))
-
-    def run(config: Config) -> None:
-        problem.start_columns(
-            projection_kernel,
-            arguments,
-            config,
-            FIRST_ROW=1 + problem.channels,
-            HAS_QKV_BIAS=call.qkv_bias is not None,
-            GATED=True,
-        )
-
-    run(problem.choose(configs.PROJECTION, configs.projection_candidates(problem.shape), run))
+    problem.run(
+        configs.PROJECTION,
+        projection_kernel,
+        problem.column_programs,
+        configs.projection_candidates,
+        (call.x, *call.qkv, call.context, hidden),
+        map_strides(call.x),
+        PRECISION=problem.precision,
+        FIRST_ROW=1 + problem.channels,
+        HAS_QKV_BIAS=call.qkv_bias is not None,
+        GATED=True,
+    )
     # Given their result's memory, products of torch ignore autocast; they must not ask for a graph either.
     weight = call.out_weight.detach().view(problem.channels, problem.channels).t()
     if call.out_bias is None:
@@ -219,46 +214,45 @@ def _products(problem: Problem, call: _Call) -> None:
 
 
 def _pool(problem: Problem, call: _Call, project: bool) -> None:
-    tensors = (call.x, call.norm, *call.qkv, *call.statistics)
-    arguments = (*tensors, *problem.sizes, *map_strides(call.x))
-
-    def run(config: Config) -> None:
-        problem.start(
-            pool_kernel,
-            problem.shape.pool_programs(config["BLOCK_M"]),
-            arguments,
-            config,
-            NORM=call.affine is not None,
-            HAS_QKV_BIAS=call.qkv_bias is not None,
-            SAVE=call.save,
-            PROJECT=project,
-            PRECISION=problem.precision,
-            **problem.pieces,
-        )
-
-    run(problem.choose(configs.POOL, configs.pool_candidates(problem.shape), run))
+    problem.run(
+        configs.POOL,
+        pool_kernel,
+        lambda config: problem.shape.pool_programs(config["BLOCK_M"]),
+        configs.pool_candidates,
+        (call.x, call.norm, *call.qkv, *call.statistics),
+        map_strides(call.x),
+        NORM=call.affine is not None,
+        HAS_QKV_BIAS=call.qkv_bias is not None,
+        SAVE=call.save,
+        PROJECT=project,
+        PRECISION=problem.precision,
+        **problem.pieces,
+    )
 
 
 def _project_pooled(problem: Problem, call: _Call) -> None:
     """Contexts from pooled tokens, which are the tokens of this product: groups of one."""
     groups, channels = problem.grid.groups, problem.channels
-    arguments = (call.pooled, *call.qkv, call.context, call.context, groups, 1, 1, channels, 0, 0)
+    constants = {
+        "PATCH_H": 1,
+        "PATCH_W": 1,
+        "CHANNELS": channels,
+        "FIRST_ROW": 1,
+        "HAS_QKV_BIAS": call.qkv_bias is not None,
+        "GATED": False,
+        "PRECISION": problem.precision,
+        "BLOCK_N": 1,
+    }
+    tensors = (call.pooled, *call.qkv, call.context, call.context)
 
-    def run(config: Config) -> None:
+    def start(config: Config) -> Start:
         programs = -(-groups // config["BLOCK_M"]) * -(-channels // config["BLOCK_C"])
-        launch(
-            projection_kernel,
-            programs,
-            arguments,
-            config,
-            PATCH_H=1,
-            PATCH_W=1,
-            CHANNELS=channels,
-            FIRST_ROW=1,
-            HAS_QKV_BIAS=call.qkv_bias is not None,
-            GATED=False,
-            PRECISION=problem.precision,
-            BLOCK_N=1,
-        )
+        return prepare(projection_kernel, programs, (groups, 1, 1, channels, 0, 0), config, constants)
 
-    run(problem.choose(configs.CONTEXT, configs.context_candidates(problem.shape), run))
+    def measure(config: Config) -> None:
+        start(config)(*tensors)
+
+    def decide() -> Start:
+        return start(problem.choose(configs.CONTEXT, configs.context_candidates(problem.shape), measure))
+
+    problem.starts.get((configs.CONTEXT, call.qkv_bias is not None), decide)(*tensors)

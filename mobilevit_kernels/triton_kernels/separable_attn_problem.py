@@ -1,22 +1,30 @@
 """What the launchers of ``separable_attn`` know of a problem before they look at its numbers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.triton_kernels.launch import Config, Target, launch, matmul_precision, target_of
+from mobilevit_kernels.triton_kernels.launch import (
+    Config,
+    Start,
+    Target,
+    launch,
+    matmul_precision,
+    prepare,
+    target_of,
+)
 from mobilevit_kernels.triton_kernels.separable_attn_configs import Shape
 from mobilevit_kernels.triton_kernels.token_grid import TokenGrid, pieces
-from mobilevit_kernels.triton_kernels.tuning import choose
+from mobilevit_kernels.triton_kernels.tuning import Plans, choose
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """Everything that sizes, dtype and device decide.
+    """Everything that sizes, dtype and device decide; there is one object of each.
 
     Attributes:
         grid: the tokens of the map.
@@ -24,6 +32,8 @@ class Problem:
         key: what measured configurations are remembered for; groups count by their power of two.
         precision: of matrix products, as ``tl.dot`` takes it.
         sizes: groups, tokens of a group and tokens of a group in a row of the map, as kernels take them.
+        starts: kernels that were prepared for this problem.
+        variants: how the forward pass was chosen to be cut into kernels.
     """
 
     grid: TokenGrid
@@ -31,6 +41,8 @@ class Problem:
     key: tuple[Any, ...]
     precision: str
     sizes: tuple[int, int, int]
+    starts: Plans[Start] = field(default_factory=Plans)
+    variants: Plans[Config] = field(default_factory=Plans)
 
     @staticmethod
     def of(x: Tensor, patch_size: Sequence[int]) -> "Problem":
@@ -60,6 +72,35 @@ class Problem:
         first, second = pieces(self.channels)
         return {"PIECE_0": first, "PIECE_1": second}
 
+    def run(
+        self,
+        family: str,
+        kernel: Any,
+        programs: Callable[[Config], int],
+        candidates: Callable[[Shape], Sequence[Config]],
+        tensors: tuple[Tensor, ...],
+        strides: tuple[int, ...],
+        **constants: Any,
+    ) -> None:
+        """Starts a kernel on tiles of tokens of this problem, configured once for its strides and constants."""
+
+        def start(config: Config) -> Start:
+            tile = {"CHANNELS": self.channels, "BLOCK_N": self.shape.block_n(config["BLOCK_M"])}
+            merged = {**constants, **self.grid.constants, **tile}
+            return prepare(kernel, programs(config), (*self.sizes, *strides), config, merged)
+
+        def measure(config: Config) -> None:
+            start(config)(*tensors)
+
+        def decide() -> Start:
+            return start(self.choose(family, candidates(self.shape), measure))
+
+        self.starts.get((family, strides, *constants.values()), decide)(*tensors)
+
+    def column_programs(self, config: Config) -> int:
+        """Programs of a kernel of which each computes BLOCK_C channels of a tile."""
+        return self.shape.tiles(config["BLOCK_M"]) * -(-self.channels // config["BLOCK_C"])
+
     def start(
         self, kernel: Any, programs: int, arguments: tuple[Any, ...], config: Config, **constants: Any
     ) -> None:
@@ -73,8 +114,9 @@ class Problem:
         self, kernel: Any, arguments: tuple[Any, ...], config: Config, **constants: Any
     ) -> None:
         """Starts a kernel of which a program computes BLOCK_C channels of a tile."""
-        programs = self.shape.tiles(config["BLOCK_M"]) * -(-self.channels // config["BLOCK_C"])
-        self.start(kernel, programs, arguments, config, PRECISION=self.precision, **constants)
+        self.start(
+            kernel, self.column_programs(config), arguments, config, PRECISION=self.precision, **constants
+        )
 
     def choose(self, family: str, candidates: Sequence[Config], run: Callable[[Config], None]) -> Config:
         """The configuration of a family of kernels."""

@@ -36,6 +36,7 @@ def interpreted() -> bool:
     return _facts().interpreted
 
 
+@lru_cache(maxsize=64)
 def reason(device_type: str, dtype: torch.dtype) -> str | None:
     """Returns None if the Triton kernels run tensors of this device type and dtype here, else why not."""
     return explain(_facts(), device_type, dtype)

@@ -1,6 +1,7 @@
 """Where the tokens of a group lie in a map, for kernels and for their launchers."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -155,6 +156,7 @@ def store_piece(pointer, offsets, mask, values, START: tl.constexpr, WIDTH: tl.c
     tl.store(addresses, values.to(pointer.dtype.element_ty), mask=inside)
 
 
+@lru_cache(maxsize=1024)
 def pieces(size: int) -> tuple[int, int]:
     """Splits a row into one or two powers of two that cover it, at least 16 each, with the least padding.
 
