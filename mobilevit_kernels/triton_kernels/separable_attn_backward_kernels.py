@@ -119,7 +119,6 @@ def query_backward_kernel(
         offsets = groups.to(tl.int64) * num_tokens + tokens
         tl.store(grad_query + offsets, grad, mask=mask)
         grad *= tl.load(scores + offsets, mask=mask, other=0.0)
-        grad = tl.where(mask, grad, 0.0)
         mean += tl.sum(tl.reshape(grad, (GROUPS, BLOCK_N)), 1)
         if PARAMETERS:
             sums_0 += tl.sum(grad[:, None] * x_0, 0)
