@@ -10,6 +10,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_ARGS ?=
 TORCH ?= torch==2.13.0
+# For a torch without its own Triton: the oldest that the kernels support, and a NumPy that its interpreter takes.
+TRITON ?= triton==3.6.0 'numpy<2.4'
 ARGS ?=
 TIMM = timm>=1.0.20,<1.1
 
@@ -57,6 +59,7 @@ $(VENV)/.stamp-native: $(VENV)/.stamp-torch $(NATIVE_SOURCES) pyproject.toml
 $(VENV)/.stamp-extras: $(VENV)/.stamp-torch pyproject.toml | $(VENV)/.stamp-native
 	@echo "== $(VENV): packages of the demo, the tests and the tools"
 	$(PIP) install --constraint $(VENV)/constraints.txt 'mobilevit-kernels[demo,test,dev]'
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install $(TRITON)
 	@touch $@
 
 demo: venv ## show the product on photographs: fused against plain PyTorch (ARGS="--weights FILE")
@@ -68,14 +71,13 @@ test: venv ## the tests, without those marked slow; the Triton kernels run inter
 
 test-slow: venv ## the tests marked slow: long sweeps, install
 	$(PYTEST) -m slow $(ARGS)
-	$(if $(ARGS),,$(INTERPRETED) -m slow $(TRITON_TESTS))
 
-test-triton: venv ## the Triton kernels on the CPU, in Triton's interpreter
+test-triton: venv ## the Triton kernels on the CPU, in Triton's interpreter (ARGS="tests/ops tests/triton": all cases, an hour)
 	$(INTERPRETED) $(if $(ARGS),$(ARGS),-m "not slow" $(TRITON_TESTS))
 
-test-all: venv ## every test
+test-all: venv ## every test, but for the interpreted cases marked slow
 	$(PYTEST) $(ARGS)
-	$(if $(ARGS),,$(INTERPRETED) $(TRITON_TESTS))
+	$(if $(ARGS),,$(INTERPRETED) -m "not slow" $(TRITON_TESTS))
 
 aot: venv ## every Triton kernel compiled for sm_80, sm_90, sm_100 and gfx942: registers, spills, shared memory
 	$(BIN)/python -m bench.aot $(ARGS)

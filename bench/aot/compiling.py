@@ -4,12 +4,12 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from mobilevit_kernels.triton_kernels.launch import Launch, Target
@@ -105,13 +105,12 @@ def _ptx_usage(ptx: str, shared: int) -> Usage:
     found = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert found is not None
     arch = found[1]
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    newest = folder / "ptxas-blackwell"
-    assembler = newest if arch.startswith("sm_10") and newest.exists() else folder / "ptxas"
+    generation = int(re.sub(r"\D", "", arch))
+    assembler = get_ptxas(generation).path
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [str(assembler), "-v", "--gpu-name", arch, file.name, "-o", "/dev/null"]
+        command = [assembler, "-v", "--gpu-name", arch, file.name, "-o", "/dev/null"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = done.stdout + done.stderr
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
