@@ -40,8 +40,8 @@ def _project_tile(
     """
     groups, tokens, mask = tile_slots(first_group, first_token, num_groups, num_tokens, BLOCK_M, BLOCK_N)
     x_0, x_1 = load_normed_tokens(
-        x, affine, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0,
-        PIECE_1, LAYER,
+        x, affine, first_group, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W,
+        CHANNELS, PIECE_0, PIECE_1, LAYER, BLOCK_M == BLOCK_N,
     )  # fmt: skip
     columns_0 = tl.arange(0, PIECE_0)
     columns_1 = columns_0

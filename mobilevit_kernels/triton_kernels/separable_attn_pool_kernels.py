@@ -51,8 +51,8 @@ def _pool_one_group(
     for start in range(0, num_tokens, BLOCK_N):
         groups, tokens, mask = tile_slots(group, start, num_groups, num_tokens, BLOCK_N, BLOCK_N)
         x_0, x_1 = load_normed_tokens(
-            x, affine, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS,
-            PIECE_0, PIECE_1, NORM,
+            x, affine, group, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W,
+            CHANNELS, PIECE_0, PIECE_1, NORM, True,
         )  # fmt: skip
         x_0 = x_0.to(tl.float32)
         x_1 = x_1.to(tl.float32)
@@ -95,8 +95,8 @@ def _pool_small_groups(
     """GROUPS groups of at most BLOCK_N tokens side by side."""
     groups, tokens, mask = tile_slots(first_group, 0, num_groups, num_tokens, GROUPS * BLOCK_N, BLOCK_N)
     x_0, x_1 = load_normed_tokens(
-        x, affine, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0,
-        PIECE_1, NORM,
+        x, affine, first_group, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W,
+        CHANNELS, PIECE_0, PIECE_1, NORM, False,
     )  # fmt: skip
     x_0 = x_0.to(tl.float32)
     x_1 = x_1.to(tl.float32)

@@ -41,28 +41,41 @@ def load_tokens(
 
 
 @triton.jit
-def normed(values, affine, samples, mask, START: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr):
+def _normed(
+    values, affine, first_group, groups, mask, POSITIONS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr, ONE_GROUP: tl.constexpr,
+):  # fmt: skip
     """Columns of tokens with the gain and the shift of their sample, affine [B, 2, CHANNELS], in their own dtype."""
-    gain = load_piece(affine, samples * (2 * CHANNELS), mask, START, WIDTH, CHANNELS)
-    shift = load_piece(affine + CHANNELS, samples * (2 * CHANNELS), mask, START, WIDTH, CHANNELS)
+    channels = START + tl.arange(0, WIDTH)
+    inside = (channels < CHANNELS)[None, :]
+    rows = affine + (first_group // POSITIONS).to(tl.int64) * (2 * CHANNELS)
+    addresses = rows + channels[None, :]
+    if not ONE_GROUP:
+        samples = groups // POSITIONS - first_group // POSITIONS
+        addresses = addresses + (samples * (2 * CHANNELS))[:, None]
+        inside = inside & mask[:, None]
+    gain = tl.load(addresses, mask=inside, other=0.0)
+    shift = tl.load(addresses + CHANNELS, mask=inside, other=0.0)
     return (values.to(tl.float32) * gain + shift).to(values.dtype)
 
 
 @triton.jit
 def load_normed_tokens(
-    x, affine, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H: tl.constexpr,
+    x, affine, first_group, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H: tl.constexpr,
     PATCH_W: tl.constexpr, CHANNELS: tl.constexpr, PIECE_0: tl.constexpr, PIECE_1: tl.constexpr,
-    NORM: tl.constexpr,
+    NORM: tl.constexpr, ONE_GROUP: tl.constexpr,
 ):  # fmt: skip
-    """:func:`load_tokens`, and their norm where NORM."""
+    """:func:`load_tokens`, and their norm where NORM; ONE_GROUP where all are of the first group."""
     x_0, x_1 = load_tokens(
         x, groups, tokens, mask, grid_width, stride_b, stride_h, stride_w, PATCH_H, PATCH_W, CHANNELS, PIECE_0, PIECE_1
     )  # fmt: skip
     if NORM:
-        samples = groups // (PATCH_H * PATCH_W)
-        x_0 = normed(x_0, affine, samples, mask, 0, PIECE_0, CHANNELS)
+        POSITIONS: tl.constexpr = PATCH_H * PATCH_W
+        x_0 = _normed(x_0, affine, first_group, groups, mask, POSITIONS, 0, PIECE_0, CHANNELS, ONE_GROUP)
         if PIECE_1 > 0:
-            x_1 = normed(x_1, affine, samples, mask, PIECE_0, PIECE_1, CHANNELS)
+            x_1 = _normed(
+                x_1, affine, first_group, groups, mask, POSITIONS, PIECE_0, PIECE_1, CHANNELS, ONE_GROUP
+            )
     return x_0, x_1
 
 

@@ -63,13 +63,20 @@ def affine_linear(x: Tensor, affine: Tensor, weight: Tensor, bias: Tensor, silu:
     Returns:
         ``[B, out, H, W]`` in channels_last memory, dtype of ``x``.
     """
-    sizes = (_rows(x), x.shape[2] * x.shape[3])
-    return _normed_linear(affine_linear_kernel, AFFINE_LINEAR, (x, affine, weight, bias), sizes, silu)
+    batch, _, height, width = x.shape
+    parameters = (x, affine, weight, bias)
+    return _normed_linear(affine_linear_kernel, AFFINE_LINEAR, parameters, (height * width,), silu, batch)
 
 
 def _normed_linear(
-    kernel: Any, family: str, tensors: tuple[Tensor, ...], numbers: tuple[float, ...], silu: bool
+    kernel: Any,
+    family: str,
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[float, ...],
+    silu: bool,
+    samples: int = 1,
 ) -> Tensor:
+    """One of the two kernels; its tiles lie within a sample where there are several ``samples``."""
     x, weight = tensors[0], tensors[-2]
     rows, channels, out_channels = _rows(x), x.shape[1], weight.shape[0]
     out = _channels_last(x, out_channels)
@@ -79,7 +86,8 @@ def _normed_linear(
     arguments = (*tensors, out, *numbers)
 
     def run(config: Config) -> None:
-        launch(kernel, _programs(config, rows, out_channels), arguments, config, **constants)
+        programs = samples * _programs(config, rows // samples, out_channels)
+        launch(kernel, programs, arguments, config, **constants)
 
     candidates = _norm_candidates(rows, first + second, _exact(x))
     run(_choose(family, x, out_channels, weight.dtype, candidates, run))
@@ -180,8 +188,8 @@ def _choose(
 def _norm_candidates(rows: int, width: int, exact: bool) -> tuple[Config, ...]:
     """Tiles of whole rows: small ones where rows are few, so that more processors are busy."""
     smallest = Config.of(4, BLOCK_M=16, BLOCK_O=32)
-    if exact or width > 256:
-        return smallest, Config.of(8, BLOCK_M=16, BLOCK_O=16), Config.of(4, BLOCK_M=16, BLOCK_O=16)
+    if exact or width >= 256:
+        return smallest, Config.of(8, BLOCK_M=16, BLOCK_O=32), Config.of(8, BLOCK_M=32, BLOCK_O=64)
     middle, large = Config.of(4, BLOCK_M=32, BLOCK_O=64), Config.of(4, BLOCK_M=64, BLOCK_O=64)
     return (smallest, middle) if rows <= 1024 else (middle, large, smallest)
 

@@ -122,37 +122,37 @@ def group_norm_affine_kernel(
 
 
 @triton.jit
-def _affine_piece(
-    tile, affine, rows, samples, mask, START: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr
-):
-    """Columns of rows with the gain and the shift of their sample: [BLOCK_M, WIDTH] in the dtype of the map."""
+def _affine_piece(tile, affine, rows, mask, START: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr):
+    """Columns of rows of one sample with its gain and its shift: [BLOCK_M, WIDTH] in the dtype of the map."""
     values = load_piece(tile, rows * SIZE, mask, START, WIDTH, SIZE).to(tl.float32)
-    gain = load_piece(affine, samples * (2 * SIZE), mask, START, WIDTH, SIZE)
-    shift = load_piece(affine + SIZE, samples * (2 * SIZE), mask, START, WIDTH, SIZE)
-    return (values * gain + shift).to(tile.dtype.element_ty)
+    gain = _load_vector(affine, START, WIDTH, SIZE)
+    return (values * gain + _load_vector(affine + SIZE, START, WIDTH, SIZE)).to(tile.dtype.element_ty)
 
 
 @triton.jit
 def affine_linear_kernel(
-    x, affine, weight, bias, out, num_rows, rows_per_sample,
+    x, affine, weight, bias, out, rows_per_sample,
     IN: tl.constexpr, OUT: tl.constexpr, PIECE_0: tl.constexpr, PIECE_1: tl.constexpr, SILU: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """Gain and shift of each row's sample, then BLOCK_O columns of a linear layer, then SiLU where asked."""
+    """Gain and shift of a sample on BLOCK_M of its rows, then BLOCK_O columns of a linear layer, then SiLU."""
     column_blocks = tl.cdiv(OUT, BLOCK_O)
+    row_blocks = tl.cdiv(rows_per_sample, BLOCK_M)
     program = tl.program_id(0)
-    first_row = (program // column_blocks).to(tl.int64) * BLOCK_M
+    sample = (program // (column_blocks * row_blocks)).to(tl.int64)
+    first = program // column_blocks % row_blocks * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
-    mask = first_row + rows < num_rows
-    samples = (first_row + rows) // rows_per_sample
+    mask = first + rows < rows_per_sample
+    first_row = sample * rows_per_sample + first
     tile = x + first_row * IN
-    first = _affine_piece(tile, affine, rows, samples, mask, 0, PIECE_0, IN)
-    second = first
+    affine += sample * (2 * IN)
+    values_0 = _affine_piece(tile, affine, rows, mask, 0, PIECE_0, IN)
+    values_1 = values_0
     if PIECE_1 > 0:
-        second = _affine_piece(tile, affine, rows, samples, mask, PIECE_0, PIECE_1, IN)
+        values_1 = _affine_piece(tile, affine, rows, mask, PIECE_0, PIECE_1, IN)
     _project_and_store(
-        first, second, weight, bias, out, first_row, num_rows, program % column_blocks, IN, OUT, PIECE_0, PIECE_1,
-        SILU, PRECISION, BLOCK_M, BLOCK_O,
+        values_0, values_1, weight, bias, out, first_row, (sample + 1) * rows_per_sample, program % column_blocks, IN,
+        OUT, PIECE_0, PIECE_1, SILU, PRECISION, BLOCK_M, BLOCK_O,
     )  # fmt: skip
 
 
