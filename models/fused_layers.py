@@ -1,5 +1,7 @@
 """Whether a transformer layer runs as one op, and its parameters in the op's order."""
 
+from typing import TypeAlias, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,10 @@ from mobilevit_kernels.backends import select_backend
 
 # Above this batch the layers are bound by arithmetic and memory, not by the number of kernels that are started.
 MAX_BATCH = 8
+# Of two norms, two projections of the attention, two layers of the feed-forward network: weight and bias of each.
+LayerParameters: TypeAlias = tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -27,10 +33,13 @@ def runs_fused(op: str, x: Tensor, layer: nn.Module, parts: dict[str, type[nn.Mo
     return all(_is_plain(layer.get_submodule(name), kind) for name, kind in parts.items())
 
 
-def parameters_of(layer: nn.Module, names: tuple[str, ...]) -> list[Tensor]:
-    """Weight and bias of each named submodule, in order."""
+def parameters_of(layer: nn.Module, names: tuple[str, ...]) -> LayerParameters:
+    """Weight and bias of each of six named submodules, in order."""
     modules = [layer.get_submodule(name) for name in names]
-    return [parameter for module in modules for parameter in (module.weight, module.bias)]
+    return cast(
+        "LayerParameters",
+        tuple(parameter for module in modules for parameter in (module.weight, module.bias)),
+    )
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

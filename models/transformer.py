@@ -1,5 +1,7 @@
 """Pre-norm transformer layers: on tokens ``[B, H, W, C]`` with LayerNorm (v1), on maps with GroupNorm (v2)."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
@@ -94,14 +96,15 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, H, W, C]`` -> ``[B, H, W, C]``; the permutations are views."""
         if self.norm1.eps == self.norm2.eps and runs_fused("unfold_attn_fold", x, self, self._fused_parts):
-            parameters = parameters_of(self, self._fused_parameters)
-            heads, patch, eps = self.attn.num_heads, self.attn.patch_size, self.norm1.eps
-            return transformer_layer(x.permute(0, 3, 1, 2), *parameters, heads, patch, eps).permute(
-                0, 2, 3, 1
-            )
+            return self._as_one_op(x, cast("MultiHeadAttention", self.attn))
         attended = self.attn(self.norm1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = x + self.drop_path1(attended)
         return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def _as_one_op(self, x: Tensor, attention: MultiHeadAttention) -> Tensor:
+        parameters = parameters_of(self, self._fused_parameters)
+        heads, patch, eps = attention.num_heads, attention.patch_size, self.norm1.eps
+        return transformer_layer(x.permute(0, 3, 1, 2), *parameters, heads, patch, eps).permute(0, 2, 3, 1)
 
 
 class SeparableTransformerLayer(nn.Module):
@@ -151,6 +154,8 @@ class SeparableTransformerLayer(nn.Module):
         """``[B, C, H, W]`` -> ``[B, C, H, W]``."""
         if self.norm1.eps == self.norm2.eps and runs_fused("separable_attn", x, self, self._fused_parts):
             parameters = parameters_of(self, self._fused_parameters)
-            return separable_transformer_layer(x, *parameters, self.attn.patch_size, self.norm1.eps)
+            return separable_transformer_layer(
+                x, *parameters, patch_size=self.attn.patch_size, eps=self.norm1.eps
+            )
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))

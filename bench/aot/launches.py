@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from bench.shapes import PATCH_SIZE, STAGE_SHAPES, StageShape
+from mobilevit_kernels.models.fused_layers import LayerParameters
 from mobilevit_kernels.triton_kernels import separable_attn, unfold_attn_fold
 from mobilevit_kernels.triton_kernels.launch import Launch, Target, record
 from mobilevit_kernels.triton_kernels.separable_transformer_layer import separable_transformer_layer
@@ -96,7 +98,7 @@ def _attention(problem: Problem) -> None:
     unfold_attn_fold.unfold_attn_fold_backward(out, qkv, out, logsumexp, heads, PATCH_SIZE)
     for dtype in _layer_dtypes(problem):
         parameters = _layer_parameters(out, 3 * problem.shape.channels, dtype)
-        transformer_layer(out, *parameters, heads, PATCH_SIZE, LAYER_EPS)
+        transformer_layer(out, *parameters, num_heads=heads, patch_size=PATCH_SIZE, eps=LAYER_EPS)
 
 
 def _separable(problem: Problem) -> None:
@@ -110,11 +112,13 @@ def _separable(problem: Problem) -> None:
     out_weight, out_bias = parameter(channels, channels), parameter(channels)
     weights = (qkv_weight, qkv_bias, out_weight, out_bias)
     separable_attn.separable_attn(x, *weights, PATCH_SIZE)
-    out, *saved = separable_attn.separable_attn_forward(x, *weights, PATCH_SIZE)
-    separable_attn.separable_attn_backward(out, x, *weights[:3], *saved, PATCH_SIZE, [True, True])
+    out, scores, pooled, context = separable_attn.separable_attn_forward(x, *weights, PATCH_SIZE)
+    separable_attn.separable_attn_backward(
+        out, x, *weights[:3], scores, pooled, context, PATCH_SIZE, [True, True]
+    )
     for dtype in _layer_dtypes(problem):
         layer_parameters = _layer_parameters(x, 1 + 2 * channels, dtype)
-        separable_transformer_layer(x, *layer_parameters, PATCH_SIZE, LAYER_EPS)
+        separable_transformer_layer(x, *layer_parameters, patch_size=PATCH_SIZE, eps=LAYER_EPS)
 
 
 def _layer_dtypes(problem: Problem) -> tuple[torch.dtype, ...]:
@@ -123,7 +127,7 @@ def _layer_dtypes(problem: Problem) -> tuple[torch.dtype, ...]:
     return (dtype, torch.float32) if dtype.itemsize == 2 and problem.batch == min(BATCHES) else ()
 
 
-def _layer_parameters(x: Tensor, projected: int, dtype: torch.dtype) -> list[Tensor]:
+def _layer_parameters(x: Tensor, projected: int, dtype: torch.dtype) -> LayerParameters:
     """Of a layer with ``projected`` rows of its first projection: norms, attention and feed-forward network."""
     channels = x.shape[1]
     hidden = 2 * channels
@@ -136,7 +140,8 @@ def _layer_parameters(x: Tensor, projected: int, dtype: torch.dtype) -> list[Ten
 
     norm = [empty(channels), empty(channels)]
     attention = linear(projected, channels) + linear(channels, channels)
-    return norm + attention + norm + linear(hidden, channels) + linear(channels, hidden)
+    found = norm + attention + norm + linear(hidden, channels) + linear(channels, hidden)
+    return cast("LayerParameters", tuple(found))
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def _device_target(index: int) -> Target:
     if torch.version.hip is not None:
         name = properties.gcnArchName.split(":")[0]
         return Target("hip", name, TARGETS["gfx942"].shared_bytes)
-    shared = properties.shared_memory_per_block_optin
+    shared = getattr(properties, "shared_memory_per_block_optin", TARGETS["sm_80"].shared_bytes)
     return Target("cuda", 10 * properties.major + properties.minor, shared)
 
 
@@ -236,5 +236,5 @@ def matmul_precision(dtype: torch.dtype) -> str:
         return "ieee"
     precision = torch.backends.cuda.matmul.fp32_precision
     if precision == "none":
-        precision = torch.backends.fp32_precision
+        precision = getattr(torch.backends, "fp32_precision", "none")
     return "tf32" if precision == "tf32" else "ieee"

@@ -37,10 +37,11 @@ def separable_transformer_layer(
     projections = (qkv_weight.contiguous(), qkv_bias, out_weight.contiguous(), out_bias)
     if x.shape[1] <= MAX_CHANNELS and x.element_size() == 2:
         affine = group_norm_affine(x, norm1_weight, norm1_bias, eps)
-        x = normed_attention_residual(x, affine, *projections, patch_size)
+        x = normed_attention_residual(x, affine, *projections, patch_size=patch_size)
     else:
         normed = F.group_norm(x, 1, norm1_weight.to(x.dtype), norm1_bias.to(x.dtype), eps)
-        x = x + separable_attn(normed, *(parameter.to(x.dtype) for parameter in projections), patch_size)
+        weight, bias, *last = (parameter.to(x.dtype) for parameter in projections)
+        x = x + separable_attn(normed, weight, bias, last[0], last[1], patch_size)
     affine = group_norm_affine(x, norm2_weight, norm2_bias, eps)
     hidden = affine_linear(x, affine, fc1_weight.contiguous(), fc1_bias, silu=True)
     return linear_residual(hidden, fc2_weight.contiguous(), fc2_bias, x)
