@@ -18,11 +18,10 @@ from mobilevit_kernels.triton_kernels.separable_attn_pool_kernels import pool_ke
 from mobilevit_kernels.triton_kernels.separable_attn_problem import (
     Problem,
     empty_floats,
-    empty_like_map,
     map_strides,
     token_rows,
 )
-from mobilevit_kernels.triton_kernels.token_grid import rows_of_channels
+from mobilevit_kernels.triton_kernels.token_grid import empty_map, rows_of_channels
 
 __all__ = ["separable_attn", "separable_attn_backward", "separable_attn_forward"]
 
@@ -112,7 +111,7 @@ def _forward(
         empty_floats(x, *problem.score_shape) if save else None,
         empty_floats(x, *problem.group_shape),
         empty_floats(x, *problem.group_shape),
-        empty_like_map(x),
+        empty_map(x, x.shape[1]),
     )
     if call.out.numel() == 0:
         # Groups without tokens have nothing to pool; zero keeps what is saved defined.
@@ -147,7 +146,7 @@ def normed_attention_residual(
     """
     problem = Problem.of(x, patch_size)
     pooled, context = (empty_floats(x, *problem.group_shape) for _ in range(2))
-    out = empty_like_map(x)
+    out = empty_map(x, x.shape[1])
     call = _Call(x, qkv_weight, qkv_bias, out_weight, out_bias, None, pooled, context, out, affine)
     _split(problem, call)
     return out

@@ -16,11 +16,10 @@ from mobilevit_kernels.triton_kernels.separable_attn_backward_kernels import (
 from mobilevit_kernels.triton_kernels.separable_attn_problem import (
     Problem,
     empty_floats,
-    empty_like_map,
     map_strides,
     token_rows,
 )
-from mobilevit_kernels.triton_kernels.token_grid import rows_of_channels
+from mobilevit_kernels.triton_kernels.token_grid import empty_map, rows_of_channels
 
 
 class _Call(NamedTuple):
@@ -70,7 +69,7 @@ def separable_attn_backward(
     want_x, parameters = output_mask
     channels = x.shape[1]
     shapes = (qkv_weight.shape, (1 + 2 * channels,), out_weight.shape, (channels,))
-    grad_x = empty_like_map(x) if want_x else x.new_empty(0)
+    grad_x = empty_map(x, x.shape[1]) if want_x else x.new_empty(0)
     grads = [x.new_empty(shape if parameters else 0) for shape in shapes]
     if x.numel() == 0:
         for grad in grads:

@@ -156,11 +156,6 @@ def token_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def empty_like_map(x: Tensor) -> Tensor:
-    """A new map in channels_last memory."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def empty_floats(like: Tensor, *shape: int) -> Tensor:
     """A new float32 tensor."""
     return torch.empty(shape, dtype=torch.float32, device=like.device)

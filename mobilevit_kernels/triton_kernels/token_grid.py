@@ -70,6 +70,12 @@ def rows_of_channels(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def empty_map(like: Tensor, channels: int) -> Tensor:
+    """A new map ``[B, channels, H, W]`` in channels_last memory, of the size, dtype and device of ``like``."""
+    shape = (like.shape[0], channels, like.shape[2], like.shape[3])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 @triton.jit
 def token_pixels(group, tokens, grid_width, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr):
     """Sample, row and column of tokens of a group (b * P + p), the sample as int64 so that offsets are."""

@@ -14,7 +14,7 @@ from mobilevit_kernels.triton_kernels.launch import (
     register_group,
     target_of,
 )
-from mobilevit_kernels.triton_kernels.token_grid import pieces
+from mobilevit_kernels.triton_kernels.token_grid import empty_map, pieces
 from mobilevit_kernels.triton_kernels.token_linear_kernels import (
     affine_linear_kernel,
     group_norm_affine_kernel,
@@ -79,7 +79,7 @@ def _normed_linear(
     """One of the two kernels; its tiles lie within a sample where there are several ``samples``."""
     x, weight = tensors[0], tensors[-2]
     rows, channels, out_channels = _rows(x), x.shape[1], weight.shape[0]
-    out = _channels_last(x, out_channels)
+    out = empty_map(x, out_channels)
     first, second = pieces(channels)
     constants = _constants(x, channels, out_channels)
     constants.update(PIECE_0=first, PIECE_1=second, SILU=silu)
@@ -129,7 +129,7 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
         ``[B, out, H, W]`` in channels_last memory, dtype of ``x``.
     """
     rows, out_channels = _rows(x), weight.shape[0]
-    out = _channels_last(x, out_channels)
+    out = empty_map(x, out_channels)
     constants = _constants(x, x.shape[1], out_channels)
     arguments = (x, weight, bias, residual, out, rows)
 
@@ -143,11 +143,6 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
 
 def _rows(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
-
-
-def _channels_last(like: Tensor, channels: int) -> Tensor:
-    shape = (like.shape[0], channels, like.shape[2], like.shape[3])
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _constants(x: Tensor, channels: int, out_channels: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mobilevit_kernels.triton_kernels.launch import (
     prepare,
     target_of,
 )
-from mobilevit_kernels.triton_kernels.token_grid import TokenGrid, pieces, rows_of_channels
+from mobilevit_kernels.triton_kernels.token_grid import TokenGrid, empty_map, pieces, rows_of_channels
 from mobilevit_kernels.triton_kernels.tuning import Plans, choose
 from mobilevit_kernels.triton_kernels.unfold_attn_fold_backward_kernels import resident_backward_kernel
 from mobilevit_kernels.triton_kernels.unfold_attn_fold_configs import (
@@ -60,7 +60,7 @@ def unfold_attn_fold(
 ) -> Tensor:
     """The op for inference: nothing is kept for a backward pass. See :func:`mobilevit_kernels.unfold_attn_fold`."""
     qkv = rows_of_channels(qkv)
-    out = _empty_map(qkv, qkv.shape[1] // 3)
+    out = empty_map(qkv, qkv.shape[1] // 3)
     if out.numel() > 0:
         _start_forward(qkv, num_heads, patch_size, scale, out, out, save=False)
     return out
@@ -74,7 +74,7 @@ def unfold_attn_fold_forward(
     batch, channels3, height, width = qkv.shape
     ph, pw = patch_size
     statistics = (batch, ph * pw, num_heads, (height // ph) * (width // pw))
-    out = _empty_map(qkv, channels3 // 3)
+    out = empty_map(qkv, channels3 // 3)
     logsumexp = torch.empty(statistics, dtype=torch.float32, device=qkv.device)
     if out.numel() > 0:
         _start_forward(qkv, num_heads, patch_size, scale, out, logsumexp, save=True)
@@ -93,7 +93,7 @@ def unfold_attn_fold_backward(
     """Gradient of qkv, ``[B, 3C, H, W]`` in channels_last memory, from what the forward pass returned."""
     qkv, grad_out = rows_of_channels(qkv), rows_of_channels(grad_out)
     out, logsumexp = out.contiguous(memory_format=torch.channels_last), logsumexp.contiguous()
-    grad_qkv = _empty_map(qkv, qkv.shape[1])
+    grad_qkv = empty_map(qkv, qkv.shape[1])
     if grad_qkv.numel() == 0:
         return grad_qkv
     tensors = (grad_out, qkv, out, logsumexp, grad_qkv)
@@ -197,11 +197,6 @@ def _run_backward(
     of_delta(grad_out, out, delta)
     of_keys(grad_out, qkv, logsumexp, delta, grad_qkv)
     of_queries(grad_out, qkv, logsumexp, delta, grad_qkv)
-
-
-def _empty_map(like: Tensor, channels: int) -> Tensor:
-    shape = (like.shape[0], channels, like.shape[2], like.shape[3])
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _key(qkv: Tensor, num_heads: int, patch_size: Sequence[int], scale: float | None) -> Hashable:
