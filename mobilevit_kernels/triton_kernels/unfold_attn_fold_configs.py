@@ -70,7 +70,8 @@ def forward_candidates(shape: Shape) -> tuple[Config, ...]:
     if block == 32:
         return (_resident(32, 32, 1, warps=2), _resident(32, 32, 1, warps=4))
     if block == 64:
-        return (_resident(64, 64, 1, warps=4), _resident(64, 64, 1, warps=8))
+        shared = _resident(64, 64, 1, warps=4, heads=shape.shared_heads(2))
+        return (_resident(64, 64, 1, warps=4), shared, _resident(64, 64, 1, warps=8))
     online = (
         _online(64, 64, warps=4, stages=2),
         _online(128, 64, warps=8, stages=2),
