@@ -26,9 +26,11 @@ def runs_fused(op: str, x: Tensor, layer: nn.Module, parts: dict[str, type[nn.Mo
         parts: submodules by name that the op stands for. Each must be exactly of its type and free of hooks:
             a replaced or observed layer keeps running by itself.
     """
-    if x.shape[0] > MAX_BATCH or torch.is_grad_enabled() or any(part.training for part in layer.modules()):
-        return False
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False  # an exported program has one graph for every batch
     if _compute_dtype(x) not in HALF or select_backend(op, x) != "triton":
+        return False
+    if x.shape[0] > MAX_BATCH or any(part.training for part in layer.modules()):
         return False
     return all(_is_plain(layer.get_submodule(name), kind) for name, kind in parts.items())
 
