@@ -119,9 +119,9 @@ class Calls:
     def counted(self, op: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``op``, counting."""
 
-        def call(*args: Any) -> Tensor:
+        def call(*args: Any, **options: Any) -> Tensor:
             self.count += 1
-            return op(*args)
+            return op(*args, **options)
 
         return call
 
