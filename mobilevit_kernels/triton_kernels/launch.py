@@ -238,3 +238,8 @@ def matmul_precision(dtype: torch.dtype) -> str:
     if precision == "none":
         precision = getattr(torch.backends, "fp32_precision", "none")
     return "tf32" if precision == "tf32" else "ieee"
+
+
+def exact_products(dtype: torch.dtype) -> bool:
+    """Whether matrix products of this dtype are of float32 without tensor cores."""
+    return dtype == torch.float32 and matmul_precision(dtype) == "ieee"

@@ -1,6 +1,6 @@
 """Launchers of linear layers on the tokens of a channels_last map, with what stands before and after them."""
 
-from functools import lru_cache
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -9,8 +9,11 @@ from torch import Tensor
 
 from mobilevit_kernels.triton_kernels.launch import (
     Config,
+    Start,
+    exact_products,
     launch,
     matmul_precision,
+    prepare,
     register_group,
     target_of,
 )
@@ -21,12 +24,14 @@ from mobilevit_kernels.triton_kernels.token_linear_kernels import (
     linear_residual_kernel,
     norm_linear_kernel,
 )
-from mobilevit_kernels.triton_kernels.tuning import choose
+from mobilevit_kernels.triton_kernels.tuning import Plans, choose
 
 NORM_LINEAR = "token_norm_linear"
 AFFINE_LINEAR = "token_affine_linear"
 LINEAR_RESIDUAL = "token_linear_residual"
 FAMILIES = (NORM_LINEAR, AFFINE_LINEAR, LINEAR_RESIDUAL)
+
+_plans: Plans[Start] = Plans()
 
 
 def norm_linear(
@@ -78,19 +83,21 @@ def _normed_linear(
 ) -> Tensor:
     """One of the two kernels; its tiles lie within a sample where there are several ``samples``."""
     x, weight = tensors[0], tensors[-2]
-    rows, channels, out_channels = _rows(x), x.shape[1], weight.shape[0]
+    rows, out_channels = _rows(x), weight.shape[0]
     out = empty_map(x, out_channels)
-    first, second = pieces(channels)
-    constants = _constants(x, channels, out_channels)
-    constants.update(PIECE_0=first, PIECE_1=second, SILU=silu)
-    arguments = (*tensors, out, *numbers)
 
-    def run(config: Config) -> None:
-        programs = samples * _programs(config, rows // samples, out_channels)
-        launch(kernel, programs, arguments, config, **constants)
+    def decide() -> Start:
+        first, second = pieces(x.shape[1])
+        constants = {**_constants(x, out_channels), "PIECE_0": first, "PIECE_1": second, "SILU": silu}
 
-    candidates = _norm_candidates(rows, first + second, _exact(x))
-    run(_choose(family, x, out_channels, weight.dtype, candidates, run))
+        def start(config: Config) -> Start:
+            programs = samples * _programs(config, rows // samples, out_channels)
+            return prepare(kernel, programs, numbers, config, constants)
+
+        candidates = _norm_candidates(rows, first + second, exact_products(x.dtype))
+        return _decide(family, weight, candidates, start, (*tensors, out))
+
+    _plans.get(_key(family, x, weight, numbers, silu), decide)(*tensors, out)
     return out
 
 
@@ -130,14 +137,20 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
     """
     rows, out_channels = _rows(x), weight.shape[0]
     out = empty_map(x, out_channels)
-    constants = _constants(x, x.shape[1], out_channels)
-    arguments = (x, weight, bias, residual, out, rows)
+    tensors = (x, weight, bias, residual, out)
 
-    def run(config: Config) -> None:
-        launch(linear_residual_kernel, _programs(config, rows, out_channels), arguments, config, **constants)
+    def decide() -> Start:
+        constants = _constants(x, out_channels)
 
-    candidates = _residual_candidates(rows, _exact(x))
-    run(_choose(LINEAR_RESIDUAL, x, out_channels, weight.dtype, candidates, run))
+        def start(config: Config) -> Start:
+            programs = _programs(config, rows, out_channels)
+            return prepare(linear_residual_kernel, programs, (rows,), config, constants)
+
+        return _decide(
+            LINEAR_RESIDUAL, weight, _residual_candidates(rows, exact_products(x.dtype)), start, tensors
+        )
+
+    _plans.get(_key(LINEAR_RESIDUAL, x, weight), decide)(*tensors)
     return out
 
 
@@ -145,41 +158,40 @@ def _rows(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def _constants(x: Tensor, channels: int, out_channels: int) -> dict[str, Any]:
-    return {"IN": channels, "OUT": out_channels, "PRECISION": matmul_precision(x.dtype)}
-
-
-def _exact(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and matmul_precision(x.dtype) == "ieee"
+def _constants(x: Tensor, out_channels: int) -> dict[str, Any]:
+    return {"IN": x.shape[1], "OUT": out_channels, "PRECISION": matmul_precision(x.dtype)}
 
 
 def _programs(config: Config, rows: int, out_channels: int) -> int:
     return triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(out_channels, config["BLOCK_O"])
 
 
-def _choose(
+def _key(family: str, x: Tensor, weight: Tensor, *others: Any) -> Hashable:
+    """Everything that a plan depends on."""
+    precision = matmul_precision(x.dtype)
+    return family, x.shape, x.dtype, x.device, weight.shape[0], weight.dtype, precision, *others
+
+
+def _decide(
     family: str,
-    x: Tensor,
-    out_channels: int,
-    weight_dtype: torch.dtype,
+    weight: Tensor,
     candidates: tuple[Config, ...],
-    run: Any,
-) -> Config:
-    channels = x.shape[1]
-    group = register_group(x.element_size(), _exact(x), pieces(channels))
-    key = (
-        _rows(x).bit_length(),
-        channels,
-        out_channels,
-        x.dtype,
-        weight_dtype,
-        _exact(x),
-        x.device.index or 0,
-    )
-    return choose(family, group, target_of(x), key, candidates, run)
+    start: Callable[[Config], Start],
+    tensors: tuple[Tensor, ...],
+) -> Start:
+    """The kernel with the configuration that is chosen for these tensors, the first of which is the map."""
+    x = tensors[0]
+    channels, exact = x.shape[1], exact_products(x.dtype)
+    group = register_group(x.element_size(), exact, pieces(channels))
+    sizes = (_rows(x).bit_length(), channels, weight.shape[0])
+    key = (*sizes, x.dtype, weight.dtype, exact, x.device.index or 0)
+
+    def run(config: Config) -> None:
+        start(config)(*tensors)
+
+    return start(choose(family, group, target_of(x), key, candidates, run))
 
 
-@lru_cache(maxsize=1024)
 def _norm_candidates(rows: int, width: int, exact: bool) -> tuple[Config, ...]:
     """Tiles of whole rows: small ones where rows are few, so that more processors are busy."""
     smallest = Config.of(4, BLOCK_M=16, BLOCK_O=32)
@@ -189,7 +201,6 @@ def _norm_candidates(rows: int, width: int, exact: bool) -> tuple[Config, ...]:
     return (smallest, middle) if rows <= 1024 else (middle, large, smallest)
 
 
-@lru_cache(maxsize=1024)
 def _residual_candidates(rows: int, exact: bool) -> tuple[Config, ...]:
     """Tiles of part of the columns."""
     smallest = Config.of(4, 1 if exact else 3, BLOCK_M=16, BLOCK_K=32 if exact else 64, BLOCK_O=32)

@@ -9,6 +9,7 @@ from torch import Tensor
 from mobilevit_kernels.triton_kernels.launch import (
     Config,
     Start,
+    exact_products,
     matmul_precision,
     prepare,
     target_of,
@@ -212,8 +213,7 @@ def _describe(
     grid = TokenGrid.of(qkv, (patch_size[0], patch_size[1]))
     head_dim = qkv.shape[1] // (3 * num_heads)
     widths = pieces(head_dim)
-    precision = matmul_precision(qkv.dtype)
-    exact = qkv.dtype == torch.float32 and precision == "ieee"
+    exact = exact_products(qkv.dtype)
     shape = Shape(grid.groups, grid.tokens, num_heads, widths, qkv.element_size(), exact, target_of(qkv))
     constants = {
         **grid.constants,
@@ -221,7 +221,7 @@ def _describe(
         "HEAD_DIM": head_dim,
         "PIECE_0": widths[0],
         "PIECE_1": widths[1],
-        "PRECISION": precision,
+        "PRECISION": matmul_precision(qkv.dtype),
     }
     # Measured configurations are remembered by the power of two of the groups.
     sizes = (grid.groups.bit_length(), grid.tokens, num_heads, head_dim)
