@@ -20,29 +20,26 @@ from mobilevit_kernels.triton_kernels.transformer_layer import transformer_layer
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 BATCHES = (1, 256)
 LAYER_EPS = 1e-5
+# One shape for each way the launchers go: widths between these compile to the same kernels with other constants.
+STAGES = {
+    "mobilevit_xxs": (32, 8),
+    "mobilevit_s": (32, 16, 8),
+    "mobilevitv2_050": (32,),
+    "mobilevitv2_100": (32, 16, 8),
+    "mobilevitv2_200": (16, 8),
+}
 # Beside the stages of the models: long groups, wide and odd heads, channels that are no stage's.
 OTHER_SHAPES = (
     StageShape("unfold_attn_fold", "other", 144, 64, num_heads=4),
     StageShape("unfold_attn_fold", "other", 144, 22, num_heads=4),
     StageShape("unfold_attn_fold", "other", 120, 10, num_heads=4),
-    StageShape("unfold_attn_fold", "other", 320, 16, num_heads=4),
     StageShape("unfold_attn_fold", "other", 512, 32, num_heads=4),
     StageShape("unfold_attn_fold", "other", 512, 8, num_heads=4),
     StageShape("unfold_attn_fold", "other", 800, 16, num_heads=4),
     StageShape("separable_attn", "other", 30, 10),
     StageShape("separable_attn", "other", 128, 64),
-    StageShape("separable_attn", "other", 640, 16),
 )
-# The widths between these compile to the same kernels with other constants.
-MODELS = (
-    "mobilevit_xxs",
-    "mobilevit_xs",
-    "mobilevit_s",
-    "mobilevitv2_050",
-    "mobilevitv2_100",
-    "mobilevitv2_200",
-)
-SHAPES = (*(shape for shape in STAGE_SHAPES if shape.model in MODELS), *OTHER_SHAPES)
+SHAPES = (*(shape for shape in STAGE_SHAPES if shape.side in STAGES.get(shape.model, ())), *OTHER_SHAPES)
 QUICK_SHAPES = tuple(
     shape for shape in SHAPES if shape.model in ("mobilevit_s", "mobilevitv2_100") and shape.side != 16
 )
