@@ -1,7 +1,8 @@
 // Small matrix products held in cache: C[m, n] (+)= sum_k A(m, k) * B[k, n].
 //
-// A is read one element at a time and may be strided or transposed; B and C are row-major with columns on the vector
-// lanes. A register tile of kRows x kVectors accumulators runs over k; a last, partial vector of columns is masked.
+// A is read one element at a time and may be strided or transposed; B (row-major or packed, see packed.h) and C
+// (row-major) have columns on the vector lanes. A register tile of kRows x kVectors accumulators runs over k; a last,
+// partial vector of columns is masked.
 #pragma once
 
 #include "cpu/simd.h"
@@ -29,6 +30,21 @@ struct StridedMatrix {
   const T* data;
   int64_t row_stride;
   int64_t column_stride;
+};
+
+// Columns of a panel of B. The same for every instruction set, so that packed weights can be stored.
+constexpr int64_t kPackedColumns = 32;
+
+// B[k, n], kPackedColumns columns at a time: panels follow each other at panel_stride, rows of one at row_stride.
+template <typename T>
+struct PanelMatrix {
+  const T* data;
+  int64_t row_stride;
+  int64_t panel_stride;
+
+  const T* at(int64_t column) const { return data + column / kPackedColumns * panel_stride + column % kPackedColumns; }
+  static PanelMatrix row_major(const T* data, int64_t row_stride) { return {data, row_stride, kPackedColumns}; }
+  static PanelMatrix packed(const T* data, int64_t depth) { return {data, kPackedColumns, depth * kPackedColumns}; }
 };
 
 // What happens to finished values of C (at a row, and from a column on) before they are stored; kAccumulate adds the C
@@ -90,8 +106,7 @@ struct PartialVector {
 template <typename T>
 struct Product {
   StridedMatrix<T> a;
-  const T* b;
-  int64_t b_stride;
+  PanelMatrix<T> b;
   T* c;
   int64_t c_stride;
   int64_t depth;
@@ -101,7 +116,7 @@ template <int kRows, int kVectors, bool kAdjacentRows, typename T, typename Colu
 inline void gemm_tile(
     const Product<T>& product, int64_t row, int64_t column, const Columns& columns, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
-  const int64_t b_stride = product.b_stride, c_stride = product.c_stride;
+  const int64_t b_stride = product.b.row_stride, c_stride = product.c_stride;
   T* c = product.c + row * c_stride + column;
   Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 16
@@ -113,7 +128,7 @@ inline void gemm_tile(
   }
   const StridedMatrix<T>& a = product.a;
   const RowPointers<T, kRows, kAdjacentRows> rows(a.data + row * a.row_stride, a.row_stride);
-  const T* b = product.b + column;
+  const T* b = product.b.at(column);
   int64_t k_offset = 0;
   for (int64_t k = 0; k < product.depth; ++k, k_offset += a.column_stride, b += b_stride) {
     Vec<T> b_row[kVectors];
@@ -168,9 +183,10 @@ inline void gemm_row_block(const Product<T>& product, int64_t row, int64_t colum
 // and again from the cache.
 template <typename T, typename Epilogue>
 inline void gemm(
-    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c,
+    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const PanelMatrix<T>& b, T* c,
     int64_t c_stride, const Epilogue& epilogue) {
-  const Product<T> product{a, b, b_stride, c, c_stride, depth};
+  static_assert(kPackedColumns % kPanel<T> == 0);
+  const Product<T> product{a, b, c, c_stride, depth};
   // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
   const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
@@ -185,6 +201,14 @@ inline void gemm(
     });
     row += block_rows;
   }
+}
+
+// The same with B row-major.
+template <typename T, typename Epilogue>
+inline void gemm(
+    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c,
+    int64_t c_stride, const Epilogue& epilogue) {
+  gemm(rows, columns, depth, a, PanelMatrix<T>::row_major(b, b_stride), c, c_stride, epilogue);
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY
