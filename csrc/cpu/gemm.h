@@ -5,6 +5,7 @@
 // partial vector of columns is masked.
 #pragma once
 
+#include "cpu/packed_weights.h"
 #include "cpu/simd.h"
 
 #include <array>
@@ -31,9 +32,6 @@ struct StridedMatrix {
   int64_t row_stride;
   int64_t column_stride;
 };
-
-// Columns of a panel of B. The same for every instruction set, so that packed weights can be stored.
-constexpr int64_t kPackedColumns = 32;
 
 // B[k, n], kPackedColumns columns at a time: panels follow each other at panel_stride, rows of one at row_stride.
 template <typename T>
@@ -162,20 +160,33 @@ inline void with_rows(int64_t rows, const Function& function) {
   }
 }
 
-// A block of rows against all columns, panel after panel.
+// A block of rows against columns [first, last), panel after panel; first is the start of a panel.
 template <int kRows, bool kAdjacentRows, typename T, typename Epilogue>
-inline void gemm_row_block(const Product<T>& product, int64_t row, int64_t columns, const Epilogue& epilogue) {
+inline void gemm_row_block(
+    const Product<T>& product, int64_t row, int64_t first, int64_t last, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
-  int64_t column = 0;
-  for (; column + kPanel<T> <= columns; column += kPanel<T>) {
+  int64_t column = first;
+  for (; column + kPanel<T> <= last; column += kPanel<T>) {
     gemm_tile<kRows, kGemmVectors, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
   }
-  for (; column + kLanes <= columns; column += kLanes) {
+  for (; column + kLanes <= last; column += kLanes) {
     gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
   }
-  if (column < columns) {
-    const PartialVector access{static_cast<int>(columns - column)};
+  if (column < last) {
+    const PartialVector access{static_cast<int>(last - column)};
     gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, access, epilogue);
+  }
+}
+
+// Calls function(first row, std::integral_constant<int, rows>) for blocks of rows as equal as possible: 16 rows run as
+// 8 + 8, not as 12 + 4.
+template <typename Function>
+inline void for_row_blocks(int64_t rows, const Function& function) {
+  const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
+  for (int64_t block = 0, row = 0; block < blocks; ++block) {
+    const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
+    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) { function(row, count); });
+    row += block_rows;
   }
 }
 
@@ -187,19 +198,27 @@ inline void gemm(
     int64_t c_stride, const Epilogue& epilogue) {
   static_assert(kPackedColumns % kPanel<T> == 0);
   const Product<T> product{a, b, c, c_stride, depth};
-  // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
-  const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
-  for (int64_t block = 0, row = 0; block < blocks; ++block) {
-    const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
-    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
-      constexpr int kRows = decltype(count)::value;
-      if (a.row_stride == 1) {
-        gemm_row_block<kRows, true>(product, row, columns, epilogue);
-      } else {
-        gemm_row_block<kRows, false>(product, row, columns, epilogue);
-      }
+  for_row_blocks(rows, [&](int64_t row, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    if (a.row_stride == 1) {
+      gemm_row_block<kRows, true>(product, row, 0, columns, epilogue);
+    } else {
+      gemm_row_block<kRows, false>(product, row, 0, columns, epilogue);
+    }
+  });
+}
+
+// The same, columns as the outer loop: a panel of a B that is larger than the cache is read once for all rows.
+template <typename T, typename Epilogue>
+inline void gemm_by_panels(
+    int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const PanelMatrix<T>& b, T* c,
+    int64_t c_stride, const Epilogue& epilogue) {
+  const Product<T> product{{a, a_stride, 1}, b, c, c_stride, depth};
+  for (int64_t first = 0; first < columns; first += kPackedColumns) {
+    const int64_t last = std::min(first + kPackedColumns, columns);
+    for_row_blocks(rows, [&](int64_t row, auto count) {
+      gemm_row_block<decltype(count)::value, false>(product, row, first, last, epilogue);
     });
-    row += block_rows;
   }
 }
 
