@@ -46,13 +46,17 @@ struct AddBiasToResidual : AddBias {
   using AddBias::AddBias;
 };
 
-// c[rows, outputs] = epilogue(a[rows, inputs] weight^T)
-template <typename Epilogue>
-inline void linear(
-    const PackedLinear& layer, int64_t rows, const float* a, int64_t a_stride, float* c, int64_t c_stride,
-    const Epilogue& epilogue) {
-  const auto weight = PanelMatrix<float>::packed(layer.weight, layer.inputs);
-  gemm_by_panels(rows, layer.outputs, layer.inputs, a, a_stride, weight, c, c_stride, epilogue);
-}
+// c[rows, outputs] = epilogue(a[rows, inputs] weight^T), for one thread. Here in float32.
+template <typename W>
+class LinearRunner {
+ public:
+  template <typename Epilogue>
+  void operator()(
+      const PackedLinear<W>& layer, int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride,
+      const Epilogue& epilogue) {
+    const auto weight = PanelMatrix<W>::packed(layer.weight, layer.inputs);
+    gemm_by_panels(rows, layer.outputs, layer.inputs, a, a_stride, weight, c, c_stride, epilogue);
+  }
+};
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -3,6 +3,7 @@
 
 #include "cpu/simd.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
@@ -36,21 +37,33 @@ inline float squared_distance(const float* row, int64_t n, float origin) {
   return horizontal_sum(sum);
 }
 
-// normed[i] = (row[i] - mean) * factor
-inline void normalize_row(const float* row, int64_t n, float mean, float factor, float* normed) {
+// normed[i] = (row[i] - mean) * factor, in the type of normed.
+template <typename W>
+inline void normalize_row(const float* row, int64_t n, float mean, float factor, W* normed) {
+  constexpr int64_t kLanes = Vec<float>::size();
   const Vec<float> center(mean), scale(factor);
-  for_vectors(n, [&](int64_t i, int64_t lanes) {
-    ((Vec<float>::loadu(row + i, lanes) - center) * scale).store(normed + i, static_cast<int>(lanes));
-  });
+  if constexpr (std::is_same_v<W, float>) {
+    for_vectors(n, [&](int64_t i, int64_t lanes) {
+      ((Vec<float>::loadu(row + i, lanes) - center) * scale).store(normed + i, static_cast<int>(lanes));
+    });
+  } else {
+    for (int64_t i = 0; i < n; i += 2 * kLanes) {
+      const int64_t count = std::min(2 * kLanes, n - i);
+      const auto low = (Vec<float>::loadu(row + i, std::min(count, kLanes)) - center) * scale;
+      const auto high = count > kLanes ? (Vec<float>::loadu(row + i + kLanes, count - kLanes) - center) * scale : low;
+      at::vec::convert_from_float<W>(low, high).store(normed + i, static_cast<int>(count));
+    }
+  }
 }
 
-// LayerNorm without its affine parameters (arXiv 1607.06450): rows [count, n] -> normed [count, n].
-inline void normalize_rows(const float* rows, int64_t count, int64_t n, double eps, float* normed) {
+// LayerNorm without its affine parameters (arXiv 1607.06450): rows [count, n] -> normed [count, n] at a stride.
+template <typename W>
+inline void normalize_rows(const float* rows, int64_t count, int64_t n, double eps, W* normed, int64_t normed_stride) {
   for (int64_t i = 0; i < count; ++i) {
     const float* row = rows + i * n;
     const float mean = row_sum(row, n) / static_cast<float>(n);
     const float variance = squared_distance(row, n, mean) / static_cast<float>(n);
-    normalize_row(row, n, mean, 1.0f / std::sqrt(variance + static_cast<float>(eps)), normed + i * n);
+    normalize_row(row, n, mean, 1.0f / std::sqrt(variance + static_cast<float>(eps)), normed + i * normed_stride);
   }
 }
 

@@ -1,12 +1,10 @@
 // All layers of a MobileViT v2 transformer on a map. Between the statistics of two GroupNorms every token is
 // independent: the tokens of a sample go through in tiles of rows, which keep to the cache; the normalised map never
 // exists. Samples are shared among the threads, or the tiles of one sample where there are few samples.
-#include "cpu/transformer_kernel.h"
-
-#include "cpu/linear.h"
 #include "cpu/norm.h"
 #include "cpu/pool.h"
 #include "cpu/token_io.h"
+#include "cpu/transformer_weights.h"
 
 #include <ATen/Parallel.h>
 
@@ -50,14 +48,20 @@ struct GateValue : AddBias {
   }
 };
 
-template <typename T>
+template <typename T, typename W>
 class SampleTransformer {
+  using Weights = TransformerWeights<SeparableLayerWeights<W>, W>;
+  using Layer = SeparableLayerWeights<W>;
+
  public:
   // parallel: the tiles of a sample are shared among the threads.
-  SampleTransformer(const SeparableTransformer& args, bool parallel)
+  SampleTransformer(const Transformer& args, const Weights& weights, bool parallel)
       : args_(args),
+        weights_(weights),
         channels_(args.shape.channels),
         padded_(round_up(channels_, kPackedColumns)),
+        stride_(padded_inputs<W>(channels_)),
+        hidden_stride_(padded_inputs<W>(std::max(args.shape.hidden, channels_))),
         positions_(args.shape.grid.positions()),
         rows_(args.shape.pixels()),
         tiles_((rows_ + kTileRows - 1) / kTileRows),
@@ -65,10 +69,11 @@ class SampleTransformer {
         group_(rows_),
         moments_(tiles_),
         memory_(
-            Workspace<float>::padded(rows_ * channels_) + 2 * Workspace<float>::padded(positions_ * padded_) +
+            Workspace<float>::padded(rows_ * channels_) + Workspace<float>::padded(channels_) +
+            Workspace<float>::padded(positions_ * padded_) +
             Workspace<float>::padded(tiles_ * positions_ * partial_size())),
         x_(memory_.take(rows_ * channels_)),
-        pooled_(memory_.take(positions_ * padded_)),
+        pooled_(memory_.take(channels_)),
         context_(memory_.take(positions_ * padded_)),
         partials_(memory_.take(tiles_ * positions_ * partial_size())) {
     const TokenGrid& grid = args.shape.grid;
@@ -79,29 +84,32 @@ class SampleTransformer {
 
   void run(int64_t sample) {
     for_tiles([&](Scratch&, int64_t tile) { load(sample, tile); });
-    for (const SeparableLayerWeights& layer : args_.layers) {
+    for (const Layer& layer : weights_.layers) {
       const Statistics first = statistics();
       for_tiles([&](Scratch&, int64_t tile) { pool(layer, first, tile); });
-      gather_context(layer, first);
+      with_scratch([&](Scratch& scratch) { gather_context(layer, first, scratch); });
       for_tiles([&](Scratch& scratch, int64_t tile) { attend(layer, first, scratch, tile); });
       const Statistics second = statistics();
       for_tiles([&](Scratch& scratch, int64_t tile) { feed_forward(layer, second, scratch, tile); });
     }
     const Statistics last = statistics();
-    for_tiles([&](Scratch& scratch, int64_t tile) { store(sample, last, scratch, tile); });
+    for_tiles([&](Scratch&, int64_t tile) { store(sample, last, tile); });
   }
 
  private:
-  // What one thread needs beside the tokens.
+  // What one thread needs beside the tokens. What pads the rows that the products read must be zero.
   struct Scratch {
-    Workspace<float> memory;
-    float *normed, *hidden;  // [kTileRows, C] and [kTileRows, hidden or C]
+    Workspace<W> memory;
+    W *normed, *hidden;  // [rows, C] and [rows, hidden or C]
+    LinearRunner<W> linear;
 
-    Scratch(int64_t channels, int64_t hidden_channels)
-        : memory(
-              Workspace<float>::padded(kTileRows * channels) + Workspace<float>::padded(kTileRows * hidden_channels)),
-          normed(memory.take(kTileRows * channels)),
-          hidden(memory.take(kTileRows * hidden_channels)) {}
+    Scratch(int64_t rows, int64_t stride, int64_t hidden_stride)
+        : memory(Workspace<W>::padded(rows * stride) + Workspace<W>::padded(rows * hidden_stride)),
+          normed(memory.take(rows * stride)),
+          hidden(memory.take(rows * hidden_stride)) {
+      std::fill_n(normed, rows * stride, W(0));
+      std::fill_n(hidden, rows * hidden_stride, W(0));
+    }
   };
 
   int64_t partial_size() const { return Workspace<float>::padded(PartialPool::size(channels_)); }
@@ -113,10 +121,17 @@ class SampleTransformer {
   }
 
   template <typename Function>
+  void with_scratch(const Function& function) const {
+    Scratch scratch(std::max(kTileRows, positions_), stride_, hidden_stride_);
+    function(scratch);
+  }
+
+  template <typename Function>
   void for_tiles(const Function& function) {
     const auto work = [&](int64_t begin, int64_t end) {
-      Scratch scratch(channels_, std::max(args_.shape.hidden, channels_));
-      for (int64_t tile = begin; tile < end; ++tile) function(scratch, tile);
+      with_scratch([&](Scratch& scratch) {
+        for (int64_t tile = begin; tile < end; ++tile) function(scratch, tile);
+      });
     };
     if (parallel_) {
       at::parallel_for(0, tiles_, 1, work);
@@ -157,12 +172,15 @@ class SampleTransformer {
     return {static_cast<float>(total.mean), static_cast<float>(1.0 / std::sqrt(variance + args_.shape.eps))};
   }
 
-  void normalize(const Statistics& statistics, int64_t tile, float* normed) const {
-    normalize_row(row(first_row(tile)), count(tile) * channels_, statistics.mean, statistics.factor, normed);
+  void normalize(const Statistics& statistics, int64_t tile, W* normed) const {
+    const int64_t rows = count(tile), first = first_row(tile);
+    for (int64_t i = 0; i < rows; ++i) {
+      normalize_row(row(first + i), channels_, statistics.mean, statistics.factor, normed + i * stride_);
+    }
   }
 
   // The softmax of the queries of a tile, and its weighted sum of tokens, relative to the tile.
-  void pool(const SeparableLayerWeights& layer, const Statistics& statistics, int64_t tile) {
+  void pool(const Layer& layer, const Statistics& statistics, int64_t tile) {
     alignas(64) float queries[kTileRows];
     const int64_t first = first_row(tile), rows = count(tile);
     for (int64_t i = 0; i < rows; ++i) {
@@ -176,74 +194,79 @@ class SampleTransformer {
   }
 
   // The context vector of every group: its pooled token, normalised, through the key projection.
-  void gather_context(const SeparableLayerWeights& layer, const Statistics& statistics) {
+  void gather_context(const Layer& layer, const Statistics& statistics, Scratch& scratch) {
     for (int64_t group = 0; group < positions_; ++group) {
-      float* pooled = pooled_ + group * padded_;
-      join_pools(tiles_, channels_, [&](int64_t tile) { return partial(tile, group); }, pooled);
-      normalize_row(pooled, channels_, statistics.mean, statistics.factor, pooled);
+      join_pools(tiles_, channels_, [&](int64_t tile) { return partial(tile, group); }, pooled_);
+      normalize_row(pooled_, channels_, statistics.mean, statistics.factor, scratch.normed + group * stride_);
     }
-    linear(layer.key, positions_, pooled_, padded_, context_, padded_, AddBias(layer.key.bias));
+    scratch.linear(layer.key, positions_, scratch.normed, stride_, context_, padded_, AddBias(layer.key.bias));
   }
 
   // x += out(relu(value) * context)
-  void attend(const SeparableLayerWeights& layer, const Statistics& statistics, Scratch& scratch, int64_t tile) {
+  void attend(const Layer& layer, const Statistics& statistics, Scratch& scratch, int64_t tile) {
     const int64_t rows = count(tile), first = first_row(tile);
     normalize(statistics, tile, scratch.normed);
     const GateValue gate(layer.value.bias, context_, group_.data() + first, padded_);
-    linear(layer.value, rows, scratch.normed, channels_, scratch.hidden, channels_, gate);
-    linear(layer.out, rows, scratch.hidden, channels_, row(first), channels_, AddBiasToResidual(layer.out.bias));
+    scratch.linear(layer.value, rows, scratch.normed, stride_, scratch.hidden, hidden_stride_, gate);
+    scratch.linear(
+        layer.out, rows, scratch.hidden, hidden_stride_, row(first), channels_, AddBiasToResidual(layer.out.bias));
     measure(tile);
   }
 
   // x += fc2(silu(fc1(norm(x))))
-  void feed_forward(const SeparableLayerWeights& layer, const Statistics& statistics, Scratch& scratch, int64_t tile) {
-    const int64_t rows = count(tile), hidden = args_.shape.hidden;
+  void feed_forward(const Layer& layer, const Statistics& statistics, Scratch& scratch, int64_t tile) {
+    const int64_t rows = count(tile);
     float* x = row(first_row(tile));
     normalize(statistics, tile, scratch.normed);
-    linear(layer.fc1, rows, scratch.normed, channels_, scratch.hidden, hidden, AddBiasSilu(layer.fc1.bias));
-    linear(layer.fc2, rows, scratch.hidden, hidden, x, channels_, AddBiasToResidual(layer.fc2.bias));
+    scratch.linear(
+        layer.fc1, rows, scratch.normed, stride_, scratch.hidden, hidden_stride_, AddBiasSilu(layer.fc1.bias));
+    scratch.linear(layer.fc2, rows, scratch.hidden, hidden_stride_, x, channels_, AddBiasToResidual(layer.fc2.bias));
     measure(tile);
   }
 
-  void store(int64_t sample, const Statistics& statistics, Scratch& scratch, int64_t tile) {
-    normalize(statistics, tile, scratch.normed);
-    scale_shift_rows(scratch.normed, count(tile), channels_, args_.norm.weight, args_.norm.bias);
-    for_pixels(sample, args_.out, tile, [&](int64_t i, T* pixel) {
-      convert_row(scratch.normed + i * channels_, pixel, channels_);
-    });
+  // out = norm(x), with the affine parameters of the last norm; the tokens are not needed after it.
+  void store(int64_t sample, const Statistics& statistics, int64_t tile) {
+    float* x = row(first_row(tile));
+    normalize_row(x, count(tile) * channels_, statistics.mean, statistics.factor, x);
+    scale_shift_rows(x, count(tile), channels_, weights_.norm_weight, weights_.norm_bias);
+    for_pixels(sample, args_.out, tile, [&](int64_t i, T* pixel) { convert_row(x + i * channels_, pixel, channels_); });
   }
 
-  const SeparableTransformer& args_;
-  int64_t channels_, padded_, positions_, rows_, tiles_;
+  const Transformer& args_;
+  const Weights& weights_;
+  int64_t channels_, padded_, stride_, hidden_stride_, positions_, rows_, tiles_;
   bool parallel_;
   std::vector<int32_t> group_;  // pixel position of each row
   std::vector<Moments> moments_;
   Workspace<float> memory_;
-  float* x_;                  // [rows, C]
-  float *pooled_, *context_;  // [positions, padded C]
-  float* partials_;           // [tiles, positions, partial]
+  float* x_;         // [rows, C]
+  float* pooled_;    // [C], of one group
+  float* context_;   // [positions, padded C]
+  float* partials_;  // [tiles, positions, partial]
 };
 
-template <typename T>
-void run(const SeparableTransformer& args) {
+template <typename T, typename W>
+void run(const Transformer& args) {
+  const TransformerWeights<SeparableLayerWeights<W>, W> weights(
+      args.packed, args.num_layers, args.shape.channels, args.shape.hidden);
   const int64_t batch = args.shape.grid.batch, threads = at::get_num_threads();
   const int64_t share = (batch + threads - 1) / threads;
   // Threads that would wait at least a quarter of the time share each sample instead.
   if (4 * batch < 3 * share * threads) {
-    SampleTransformer<T> transformer(args, true);
+    SampleTransformer<T, W> transformer(args, weights, true);
     for (int64_t sample = 0; sample < batch; ++sample) transformer.run(sample);
     return;
   }
   at::parallel_for(0, batch, share, [&](int64_t begin, int64_t end) {
-    SampleTransformer<T> transformer(args, false);
+    SampleTransformer<T, W> transformer(args, weights, false);
     for (int64_t sample = begin; sample < end; ++sample) transformer.run(sample);
   });
 }
 
 }  // namespace
 
-void separable_transformer(const SeparableTransformer& args) {
-  with_storage_dtype(args.shape.dtype, [&](auto element) { run<decltype(element)>(args); });
+void separable_transformer(const Transformer& args) {
+  with_dtypes(args, [&](auto element, auto weight) { run<decltype(element), decltype(weight)>(args); });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -19,31 +19,38 @@ void check(const at::Tensor& x, int64_t num_layers, int64_t hidden_dim, at::IntA
   TORCH_CHECK_VALUE(hidden_dim >= 1, "hidden_dim: expected a positive int, got ", hidden_dim);
 }
 
-template <typename LayerWeights>
-at::Tensor run(
-    const at::Tensor& x, const at::Tensor& packed, int64_t num_layers, int64_t num_heads, int64_t hidden_dim,
-    at::IntArrayRef patch_size, double eps, void (*kernel)(const TransformerArguments<LayerWeights>&)) {
+template <template <typename> class Layer>
+int64_t packed_total(const at::Tensor& packed, int64_t num_layers, int64_t channels, int64_t hidden_dim) {
+  if (packed.scalar_type() == at::kFloat) {
+    return TransformerWeights<Layer<float>, float>(nullptr, num_layers, channels, hidden_dim).total;
+  }
+  using BFloat16 = c10::BFloat16;
+  return TransformerWeights<Layer<BFloat16>, BFloat16>(nullptr, num_layers, channels, hidden_dim).total;
+}
+
+void check_packed(const at::Tensor& packed, const at::Tensor& x) {
   TORCH_CHECK_TYPE(
-      packed.scalar_type() == at::kFloat, "packed: expected torch.float32, got torch.",
-      c10::getDtypeNames(packed.scalar_type()).first);
+      packed.scalar_type() == at::kFloat || packed.scalar_type() == at::kBFloat16,
+      "packed: expected torch.float32 or torch.bfloat16, got torch.", c10::getDtypeNames(packed.scalar_type()).first);
   TORCH_CHECK_VALUE(
       packed.dim() == 1 && packed.is_contiguous() && packed.device() == x.device(),
       "packed: expected a dense vector on ", x.device(), ", got ", packed.dim(), " dimensions on ", packed.device());
-  const int64_t channels = x.size(1);
-  PackedReader reader(packed.const_data_ptr<float>());
-  std::vector<LayerWeights> layers;
-  layers.reserve(num_layers);
-  for (int64_t i = 0; i < num_layers; ++i) layers.emplace_back(reader, channels, hidden_dim);
-  const NormWeights norm(reader, channels);
-  TORCH_CHECK_VALUE(
-      packed.numel() == reader.total(), "packed: expected ", reader.total(), " elements for ", num_layers,
-      " layers of ", channels, " channels and ", hidden_dim, " hidden ones, got ", packed.numel());
+}
 
+template <template <typename> class Layer>
+at::Tensor run(
+    const at::Tensor& x, const at::Tensor& packed, int64_t num_layers, int64_t num_heads, int64_t hidden_dim,
+    at::IntArrayRef patch_size, double eps, void (*kernel)(const Transformer&)) {
+  check_packed(packed, x);
+  const int64_t channels = x.size(1), total = packed_total<Layer>(packed, num_layers, channels, hidden_dim);
+  TORCH_CHECK_VALUE(
+      packed.numel() == total, "packed: expected ", total, " elements for ", num_layers, " layers of ", channels,
+      " channels and ", hidden_dim, " hidden ones, got ", packed.numel());
   const at::Tensor map = with_adjacent_channels(x);
   const at::Tensor out = empty_map(x, channels);
   if (out.numel() > 0) {
     const TransformerShape shape{grid_of(x, patch_size), channels, hidden_dim, num_heads, eps, x.scalar_type()};
-    kernel({shape, view_of(map), view_of(out), std::move(layers), norm});
+    kernel({shape, view_of(map), view_of(out), packed.const_data_ptr(), packed.scalar_type(), num_layers});
   }
   return out;
 }

@@ -3,9 +3,9 @@
 // step instead.
 #include "cpu/transformer_kernel.h"
 
-#include "cpu/linear.h"
 #include "cpu/norm.h"
 #include "cpu/token_io.h"
+#include "cpu/transformer_weights.h"
 #include "cpu/unfold_attn_fold_forward.h"
 
 #include <ATen/Parallel.h>
@@ -20,17 +20,24 @@ constexpr int64_t kTileRows = 48;             // rows that go through a feed-for
 constexpr int64_t kCacheBytes = 1024 * 1024;  // of a core's L2, for the tokens of the groups that it runs at once
 
 // The tokens of some consecutive groups, group after group, through all layers.
-template <typename T>
+template <typename T, typename W>
 class GroupTransformer {
+  using Weights = TransformerWeights<TransformerLayerWeights<W>, W>;
+  using Layer = TransformerLayerWeights<W>;
+
  public:
   // parallel: every step is shared among the threads.
-  GroupTransformer(const Transformer& args, int64_t max_groups, bool parallel)
+  GroupTransformer(const Transformer& args, const Weights& weights, int64_t max_groups, bool parallel)
       : args_(args),
+        weights_(weights),
         channels_(args.shape.channels),
+        stride_(padded_inputs<W>(channels_)),
+        hidden_stride_(padded_inputs<W>(args.shape.hidden)),
         tokens_(args.shape.grid.tokens()),
-        memory_(5 * Workspace<float>::padded(max_groups * tokens_ * channels_)),
-        x_(memory_.take(max_groups * tokens_ * channels_)),
-        attended_(memory_.take(max_groups * tokens_ * channels_)),
+        residual_(max_groups * tokens_ * channels_),
+        memory_(4 * Workspace<W>::padded(max_groups * tokens_ * stride_)),
+        x_(residual_.take(max_groups * tokens_ * channels_)),
+        attended_(zeroed(memory_, max_groups * tokens_ * stride_)),
         qkv_(memory_.take(3 * max_groups * tokens_ * channels_)) {
     if (!parallel) serial_.emplace(*this);
   }
@@ -40,10 +47,10 @@ class GroupTransformer {
     const int64_t rows = groups * tokens_;
     for_tiles(groups, [&](Scratch&, int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
-        load_tokens<T>(slice(group, args_.x), 0, tokens_, row(x_, group * tokens_), channels_);
+        load_tokens<T>(slice(group, args_.x), 0, tokens_, row(group * tokens_), channels_);
       }
     });
-    for (const TransformerLayerWeights& layer : args_.layers) {
+    for (const Layer& layer : weights_.layers) {
       for_rows(rows, [&](Scratch& scratch, int64_t begin, int64_t count) { project(layer, scratch, begin, count); });
       for_tiles(groups * args_.shape.heads, [&](Scratch& scratch, int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) scratch.attend(task);
@@ -56,15 +63,21 @@ class GroupTransformer {
   }
 
  private:
+  // Rows that the products read: what pads them must be zero.
+  static W* zeroed(Workspace<W>& memory, int64_t size) {
+    W* rows = memory.take(size);
+    std::fill_n(rows, size, W(0));
+    return rows;
+  }
+
   // What one thread needs beside the tokens.
   class Scratch {
    public:
     explicit Scratch(const GroupTransformer& owner)
         : memory_(
-              Workspace<float>::padded(kTileRows * owner.channels_) +
-              Workspace<float>::padded(kTileRows * owner.args_.shape.hidden)),
-          normed(memory_.take(kTileRows * owner.channels_)),
-          hidden(memory_.take(kTileRows * owner.args_.shape.hidden)),
+              Workspace<W>::padded(kTileRows * owner.stride_) + Workspace<W>::padded(kTileRows * owner.hidden_stride_)),
+          normed(zeroed(memory_, kTileRows * owner.stride_)),
+          hidden(zeroed(memory_, kTileRows * owner.hidden_stride_)),
           attention_args_(owner.attention_args()),
           attention_(attention_args_) {}
 
@@ -72,18 +85,19 @@ class GroupTransformer {
     void attend(int64_t task) { attention_.run(Task(attention_args_.shape, task)); }
 
    private:
-    Workspace<float> memory_;
+    Workspace<W> memory_;
 
    public:
-    float* normed;  // [kTileRows, C]
-    float* hidden;  // [kTileRows, hidden]
+    W* normed;  // [kTileRows, C]
+    W* hidden;  // [kTileRows, hidden]
+    LinearRunner<W> linear;
 
    private:
     AttnForward attention_args_;
-    AttentionForward<float> attention_;
+    AttentionForward<W> attention_;
   };
 
-  float* row(float* rows, int64_t index) const { return rows + index * channels_; }
+  float* row(int64_t index) const { return x_ + index * channels_; }
 
   TokenSlice slice(int64_t group, const MapView& map) const {
     const TokenGrid& grid = args_.shape.grid;
@@ -96,10 +110,10 @@ class GroupTransformer {
     const TransformerShape& shape = args_.shape;
     const int64_t head_dim = channels_ / shape.heads;
     const TokenGrid column{1, tokens_, 1, 1, 1};
-    const AttnShape attn{column, shape.heads, head_dim, 1.0 / std::sqrt(static_cast<double>(head_dim)), at::kFloat};
+    const AttnShape attn{
+        column, shape.heads, head_dim, 1.0 / std::sqrt(static_cast<double>(head_dim)), args_.packed_dtype};
     const int64_t width = 3 * channels_;
-    return {
-        attn, {qkv_, tokens_ * width, width, width}, {attended_, tokens_ * channels_, channels_, channels_}, nullptr};
+    return {attn, {qkv_, tokens_ * width, width, width}, {attended_, tokens_ * stride_, stride_, stride_}, nullptr};
   }
 
   template <typename Function>
@@ -124,36 +138,40 @@ class GroupTransformer {
   }
 
   // qkv = linear(norm(x))
-  void project(const TransformerLayerWeights& layer, Scratch& scratch, int64_t begin, int64_t count) {
-    normalize_rows(row(x_, begin), count, channels_, args_.shape.eps, scratch.normed);
-    linear(
-        layer.qkv, count, scratch.normed, channels_, qkv_ + 3 * begin * channels_, 3 * channels_,
+  void project(const Layer& layer, Scratch& scratch, int64_t begin, int64_t count) {
+    normalize_rows(row(begin), count, channels_, args_.shape.eps, scratch.normed, stride_);
+    scratch.linear(
+        layer.qkv, count, scratch.normed, stride_, qkv_ + 3 * begin * channels_, 3 * channels_,
         AddBias(layer.qkv.bias));
   }
 
   // x += linear(attended), then x += linear(silu(linear(norm(x))))
-  void finish(const TransformerLayerWeights& layer, Scratch& scratch, int64_t begin, int64_t count) {
-    const int64_t hidden = args_.shape.hidden;
-    float* x = row(x_, begin);
-    linear(layer.proj, count, row(attended_, begin), channels_, x, channels_, AddBiasToResidual(layer.proj.bias));
-    normalize_rows(x, count, channels_, args_.shape.eps, scratch.normed);
-    linear(layer.fc1, count, scratch.normed, channels_, scratch.hidden, hidden, AddBiasSilu(layer.fc1.bias));
-    linear(layer.fc2, count, scratch.hidden, hidden, x, channels_, AddBiasToResidual(layer.fc2.bias));
+  void finish(const Layer& layer, Scratch& scratch, int64_t begin, int64_t count) {
+    float* x = row(begin);
+    const W* attended = attended_ + begin * stride_;
+    scratch.linear(layer.proj, count, attended, stride_, x, channels_, AddBiasToResidual(layer.proj.bias));
+    normalize_rows(x, count, channels_, args_.shape.eps, scratch.normed, stride_);
+    scratch.linear(
+        layer.fc1, count, scratch.normed, stride_, scratch.hidden, hidden_stride_, AddBiasSilu(layer.fc1.bias));
+    scratch.linear(layer.fc2, count, scratch.hidden, hidden_stride_, x, channels_, AddBiasToResidual(layer.fc2.bias));
   }
 
   // out = norm(x), with the affine parameters of the last norm.
   void store(int64_t group) {
-    float* x = row(x_, group * tokens_);
-    normalize_rows(x, tokens_, channels_, args_.shape.eps, x);
-    scale_shift_rows(x, tokens_, channels_, args_.norm.weight, args_.norm.bias);
+    float* x = row(group * tokens_);
+    normalize_rows(x, tokens_, channels_, args_.shape.eps, x, channels_);
+    scale_shift_rows(x, tokens_, channels_, weights_.norm_weight, weights_.norm_bias);
     store_tokens<T>(slice(group, args_.out), 0, tokens_, x, channels_);
   }
 
   const Transformer& args_;
-  int64_t channels_, tokens_, first_group_ = 0;
-  Workspace<float> memory_;
-  float *x_, *attended_;  // [groups * tokens, C]
-  float* qkv_;            // [groups * tokens, 3C]
+  const Weights& weights_;
+  int64_t channels_, stride_, hidden_stride_, tokens_, first_group_ = 0;
+  Workspace<float> residual_;
+  Workspace<W> memory_;
+  float* x_;     // [groups * tokens, C]
+  W* attended_;  // [groups * tokens, stride]
+  W* qkv_;       // [groups * tokens, 3C]
   std::optional<Scratch> serial_;
 };
 
@@ -164,19 +182,22 @@ int64_t groups_at_once(const TransformerShape& shape, int64_t share) {
   return std::clamp<int64_t>(kCacheBytes / bytes, 1, share);
 }
 
-template <typename T>
+template <typename T, typename W>
 void run(const Transformer& args) {
-  const int64_t groups = args.shape.grid.batch * args.shape.grid.positions();
+  const TransformerShape& shape = args.shape;
+  const TransformerWeights<TransformerLayerWeights<W>, W> weights(
+      args.packed, args.num_layers, shape.channels, shape.hidden);
+  const int64_t groups = shape.grid.batch * shape.grid.positions();
   const int64_t threads = at::get_num_threads();
   const int64_t share = (groups + threads - 1) / threads;
-  // Threads that would wait: at least a quarter of the time.
+  // Threads would wait at least a quarter of the time.
   if (4 * groups < 3 * share * threads) {
-    GroupTransformer<T>(args, groups, true).run(0, groups);
+    GroupTransformer<T, W>(args, weights, groups, true).run(0, groups);
     return;
   }
-  const int64_t at_once = groups_at_once(args.shape, share);
+  const int64_t at_once = groups_at_once(shape, share);
   at::parallel_for(0, groups, share, [&](int64_t begin, int64_t end) {
-    GroupTransformer<T> transformer(args, at_once, false);
+    GroupTransformer<T, W> transformer(args, weights, at_once, false);
     for (int64_t first = begin; first < end; first += at_once) {
       transformer.run(first, std::min(at_once, end - first));
     }
@@ -186,7 +207,7 @@ void run(const Transformer& args) {
 }  // namespace
 
 void transformer(const Transformer& args) {
-  with_storage_dtype(args.shape.dtype, [&](auto element) { run<decltype(element)>(args); });
+  with_dtypes(args, [&](auto element, auto weight) { run<decltype(element), decltype(weight)>(args); });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

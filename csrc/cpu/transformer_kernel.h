@@ -5,8 +5,6 @@
 #include "cpu/packed_weights.h"
 #include "cpu/token_grid.h"
 
-#include <vector>
-
 namespace mobilevit::cpu {
 
 struct TransformerShape {
@@ -18,18 +16,15 @@ struct TransformerShape {
   int64_t pixels() const { return grid.height * grid.width; }
 };
 
-template <typename LayerWeights>
-struct TransformerArguments {
+struct Transformer {
   TransformerShape shape;
   MapView x, out;
-  std::vector<LayerWeights> layers;
-  NormWeights norm;
+  const void* packed;
+  at::ScalarType packed_dtype;  // float32, or bfloat16 for products on the matrix units
+  int64_t num_layers;
 };
 
-using Transformer = TransformerArguments<TransformerLayerWeights>;
-using SeparableTransformer = TransformerArguments<SeparableLayerWeights>;
-
 MOBILEVIT_DECLARE_KERNEL(transformer, Transformer)
-MOBILEVIT_DECLARE_KERNEL(separable_transformer, SeparableTransformer)
+MOBILEVIT_DECLARE_KERNEL(separable_transformer, Transformer)
 
 }  // namespace mobilevit::cpu

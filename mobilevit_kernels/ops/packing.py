@@ -1,7 +1,8 @@
-"""The parameters of a transformer as the CPU kernels read them: one float32 vector (``csrc/cpu/packed_weights.h``).
+"""The parameters of a transformer as the CPU kernels read them: one vector (``csrc/cpu/packed_weights.h``).
 
-A linear layer lies in panels of 32 outputs, each ``[inputs, 32]``; every piece is padded with zeros to whole panels.
-The scale and shift of the norms in front of linear layers are folded into them. The layout is the same for every
+A linear layer lies in panels of 32 outputs, each ``[inputs, 32]`` in float32 and ``[inputs / 2, 32, 2]`` in bfloat16;
+every piece is padded with zeros to whole panels, biases stay float32 (two elements each in a bfloat16 vector). The
+scale and shift of the norms in front of linear layers are folded into them. The layout is the same for every
 processor, so packed parameters can be saved.
 """
 
@@ -17,26 +18,35 @@ PANEL = 32
 LayerParameters: TypeAlias = Sequence[Tensor]
 
 
-def pack_transformer(layers: Sequence[LayerParameters], norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+def pack_transformer(
+    layers: Sequence[LayerParameters],
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Packs the layers of a MobileViT v1 transformer and the LayerNorm after them.
 
     Args:
         layers: of each layer the twelve parameters of :func:`mobilevit_kernels.ops.transformer_layer`, in its order.
         norm_weight, norm_bias: ``[C]``, of the norm after the last layer.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
 
     Returns:
-        float32 vector for :func:`mobilevit_kernels.ops.transformer`.
+        Vector of that dtype for :func:`mobilevit_kernels.ops.transformer`.
     """
     pieces = []
     for parameters in layers:
         norm1, qkv, proj, norm2, fc1, fc2 = _pairs(parameters)
         for weight, bias in (_after_norm(norm1, qkv), proj, _after_norm(norm2, fc1), fc2):
-            pieces += [_panels(weight), _padded(bias)]
-    return _joined([*pieces, _padded(_wide(norm_weight)), _padded(_wide(norm_bias))])
+            pieces += [_panels(weight, dtype), _vector(bias, dtype)]
+    return torch.cat([*pieces, _vector(_wide(norm_weight), dtype), _vector(_wide(norm_bias), dtype)])
 
 
 def pack_separable_transformer(
-    layers: Sequence[LayerParameters], norm_weight: Tensor, norm_bias: Tensor
+    layers: Sequence[LayerParameters],
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Packs the layers of a MobileViT v2 transformer and the GroupNorm after them.
 
@@ -46,9 +56,10 @@ def pack_separable_transformer(
         layers: of each layer the twelve parameters of :func:`mobilevit_kernels.ops.separable_transformer_layer`, in
             its order.
         norm_weight, norm_bias: ``[C]``, of the norm after the last layer.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
 
     Returns:
-        float32 vector for :func:`mobilevit_kernels.ops.separable_transformer`.
+        Vector of that dtype for :func:`mobilevit_kernels.ops.separable_transformer`.
     """
     pieces = []
     for parameters in layers:
@@ -57,29 +68,33 @@ def pack_separable_transformer(
         weight, bias = _after_norm(norm1, qkv)
         query, key, value = weight.split([1, channels, channels])
         _, key_bias, value_bias = bias.split([1, channels, channels])
-        pieces.append(_padded(query.flatten()))
+        pieces.append(_vector(query.flatten(), dtype))
         linears = ((key, key_bias), (value, value_bias), out, _after_norm(norm2, fc1), fc2)
         for weight, bias in linears:
-            pieces += [_panels(weight), _padded(bias)]
-    return _joined([*pieces, _padded(_wide(norm_weight)), _padded(_wide(norm_bias))])
+            pieces += [_panels(weight, dtype), _vector(bias, dtype)]
+    return torch.cat([*pieces, _vector(_wide(norm_weight), dtype), _vector(_wide(norm_bias), dtype)])
 
 
-def packed_size(channels: int, hidden_dim: int, num_layers: int, separable: bool) -> int:
+def packed_size(
+    channels: int, hidden_dim: int, num_layers: int, separable: bool, dtype: torch.dtype = torch.float32
+) -> int:
     """Elements that the packed parameters of a transformer have."""
+    pairs = dtype == torch.bfloat16
 
-    def panels(columns: int) -> int:
-        return -(-columns // PANEL) * PANEL
+    def vector(size: int) -> int:
+        return -(-size // PANEL) * PANEL * (2 if pairs else 1)
 
     def linear(outputs: int, inputs: int) -> int:
-        return panels(outputs) * inputs + panels(outputs)
+        inputs += inputs % 2 if pairs else 0
+        return -(-outputs // PANEL) * PANEL * inputs + vector(outputs)
 
     attention = (
-        2 * linear(channels, channels) + panels(channels) if separable else linear(3 * channels, channels)
+        2 * linear(channels, channels) + vector(channels) if separable else linear(3 * channels, channels)
     )
     layer = (
         attention + linear(channels, channels) + linear(hidden_dim, channels) + linear(channels, hidden_dim)
     )
-    return num_layers * layer + 2 * panels(channels)
+    return num_layers * layer + 2 * vector(channels)
 
 
 def _wide(parameter: Tensor) -> Tensor:
@@ -101,15 +116,13 @@ def _after_norm(norm: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor]) -> t
     return weight * scale, bias + weight @ shift
 
 
-def _padded(vector: Tensor) -> Tensor:
-    return F.pad(vector, (0, -vector.shape[0] % PANEL))
+def _vector(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return F.pad(values, (0, -values.shape[0] % PANEL)).to(torch.float32).view(dtype)
 
 
-def _panels(weight: Tensor) -> Tensor:
-    """``[outputs, inputs]`` -> panels ``[ceil(outputs / 32), inputs, 32]``, flattened."""
-    padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % PANEL))
-    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).flatten()
-
-
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    return torch.cat([piece.to(torch.float32) for piece in pieces])
+def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[outputs, inputs]`` -> panels, flattened."""
+    inputs = 2 if dtype == torch.bfloat16 else 1
+    padded = F.pad(weight, (0, -weight.shape[1] % inputs, 0, -weight.shape[0] % PANEL))
+    panels = padded.unflatten(1, (-1, inputs)).unflatten(0, (-1, PANEL))  # [panels, 32, inputs / 2, 2]
+    return panels.transpose(1, 2).flatten().to(dtype)

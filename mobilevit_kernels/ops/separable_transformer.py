@@ -23,11 +23,13 @@ def separable_transformer(
 
     The layers of :func:`mobilevit_kernels.ops.separable_transformer_layer` one after another. Between the statistics
     of two norms every token is independent: tokens run through in tiles that keep to the cache, and no normalised
-    map, key or score of token size exists. Computes in float32, whatever the dtype of the map.
+    map, key or score of token size exists. Sums and statistics are float32 whatever the dtypes; products are in the
+    dtype of ``packed``.
 
     Args:
         x: ``[B, C, H, W]``, any strides, float32, bfloat16 or float16 on the CPU; channels_last is read without a copy.
-        packed: the parameters, from :func:`mobilevit_kernels.ops.packing.pack_separable_transformer`.
+        packed: the parameters, from :func:`mobilevit_kernels.ops.packing.pack_separable_transformer`; in float32, or in
+            bfloat16, which takes a processor with AVX-512 and is fast on one with AMX.
         num_layers: layers L.
         hidden_dim: channels between the two layers of the feed-forward networks.
         patch_size: (patch_h, patch_w), or one int for both.

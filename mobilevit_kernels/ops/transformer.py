@@ -23,12 +23,13 @@ def transformer(
     """Transformer of a MobileViT v1 block and the LayerNorm after it (arXiv 2110.02178, section 3.1), on a map.
 
     The layers of :func:`mobilevit_kernels.ops.transformer_layer` one after another. Tokens of different pixel positions
-    never meet, so each group of tokens runs through all layers in the cache of one core. Computes in float32,
-    whatever the dtype of the map.
+    never meet, so each group of tokens runs through all layers in the cache of one core. Sums and
+    statistics are float32 whatever the dtypes; products are in the dtype of ``packed``.
 
     Args:
         x: ``[B, C, H, W]``, any strides, float32, bfloat16 or float16 on the CPU; channels_last is read without a copy.
-        packed: the parameters, from :func:`mobilevit_kernels.ops.packing.pack_transformer`.
+        packed: the parameters, from :func:`mobilevit_kernels.ops.packing.pack_transformer`; in float32, or in
+            bfloat16, which takes a processor with AVX-512 and is fast on one with AMX.
         num_layers: layers L.
         num_heads: heads; divides C.
         hidden_dim: channels between the two layers of the feed-forward networks.

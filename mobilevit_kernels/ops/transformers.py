@@ -20,10 +20,10 @@ def check_transformer(
     check_patch_grid("x", x, patch_size)
     if x.dtype not in DTYPES:
         raise TypeError(f"x: expected float32, bfloat16 or float16, got {x.dtype}")
-    if packed.dtype != torch.float32:
-        raise TypeError(f"packed: expected torch.float32, got {packed.dtype}")
+    if packed.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"packed: expected torch.float32 or torch.bfloat16, got {packed.dtype}")
     channels = x.shape[1]
-    size = packed_size(channels, hidden_dim, num_layers, separable)
+    size = packed_size(channels, hidden_dim, num_layers, separable, packed.dtype)
     if packed.dim() != 1 or packed.shape[0] != size:
         raise ValueError(
             f"packed: expected {size} elements for {num_layers} layers of {channels} channels and {hidden_dim} hidden "

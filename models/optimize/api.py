@@ -27,7 +27,7 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     Args:
         model: a MobileViT of this package, of timm or of transformers (accelerated or not), on the CPU in float32;
             also a network around one, or its feature extractor.
-        dtype: ``torch.float32``; or ``torch.bfloat16`` to allow convolutions in bfloat16 where the processor has
+        dtype: ``torch.float32``; or ``torch.bfloat16`` to allow products in bfloat16 where the processor has
             matrix units for it (AMX). On other processors float32 is the faster of the two, and is used. Inputs and
             outputs are float32 in either case.
 
@@ -46,10 +46,11 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     _check_parameters(model)
     optimized = accelerate(copy.deepcopy(model).eval()).requires_grad_(False)
     fold_batch_norms(optimized)
-    fused = fuse_transformers(optimized)
+    in_bfloat16 = dtype == torch.bfloat16 and has_bfloat16_matrix_unit()
+    fused = fuse_transformers(optimized, torch.bfloat16 if in_bfloat16 else torch.float32)
     _LOGGER.info("optimize_for_inference: %d transformers run as one op each", fused)
     optimized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if dtype == torch.bfloat16 and has_bfloat16_matrix_unit():
+    if in_bfloat16:
         _convert_to_bfloat16(optimized)
     optimized.register_forward_pre_hook(_to_channels_last, with_kwargs=True)
     return optimized
@@ -70,7 +71,7 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _convert_to_bfloat16(model: nn.Module) -> None:
-    """Converts the parameters of single layers; packed ones are float32 whatever the dtype of the map."""
+    """Converts the parameters of single layers; packed ones are in their dtype already."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     model.register_forward_pre_hook(_to_bfloat16, with_kwargs=True)

@@ -96,7 +96,7 @@ _LAYERS = {
 _DOES_NOTHING = ("Identity", "Dropout", "DropPath", "AcceleratedDropPath")
 
 
-def fuse_transformers(model: nn.Module) -> int:
+def fuse_transformers(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:
     """Replaces the transformer of every MobileViT block, and the norm after it, by one op, in place.
 
     A transformer with another attention (Linformer), another activation, unequal epsilons, hooks or wrapped layers
@@ -104,6 +104,7 @@ def fuse_transformers(model: nn.Module) -> int:
 
     Args:
         model: in evaluation mode.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
 
     Returns:
         How many were replaced.
@@ -114,7 +115,7 @@ def fuse_transformers(model: nn.Module) -> int:
         if names is None:
             continue
         transformer, norm = (block.get_submodule(name) for name in names)
-        replacement = fuse(list(getattr(transformer, "layer", transformer)), norm)
+        replacement = fuse(list(getattr(transformer, "layer", transformer)), norm, dtype)
         if replacement is not None:
             setattr(block, names[0], replacement)
             setattr(block, names[1], nn.Identity())
@@ -122,12 +123,15 @@ def fuse_transformers(model: nn.Module) -> int:
     return fused
 
 
-def fuse(layers: Sequence[nn.Module], norm: nn.Module) -> nn.Module | None:
+def fuse(
+    layers: Sequence[nn.Module], norm: nn.Module, dtype: torch.dtype = torch.float32
+) -> nn.Module | None:
     """One module that computes what ``layers`` and ``norm`` compute one after another, or None.
 
     Args:
         layers: transformer layers of this package, timm or transformers (the last two accelerated), all alike.
         norm: LayerNorm or GroupNorm after the last.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
     """
     found = [_names_of(layer) for layer in layers]
     names = found[0] if found else None
@@ -143,8 +147,10 @@ def fuse(layers: Sequence[nn.Module], norm: nn.Module) -> nn.Module | None:
     attention: Any = layers[0].get_submodule(names.attention)
     last, eps = _weight_and_bias([norm]), float(norms[0].eps)
     if names.heads is None:
-        return FusedSeparableTransformer(parameters, *last, attention.patch_size, eps)
-    return FusedTransformer(parameters, *last, getattr(attention, names.heads), attention.patch_size, eps)
+        return FusedSeparableTransformer(parameters, *last, attention.patch_size, eps, dtype)
+    return FusedTransformer(
+        parameters, *last, getattr(attention, names.heads), attention.patch_size, eps, dtype
+    )
 
 
 def _names_of(layer: nn.Module) -> LayerNames | None:

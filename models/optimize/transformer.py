@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.token_map import to_map, to_tokens
@@ -18,6 +19,7 @@ class FusedTransformer(nn.Module):
         num_heads: heads.
         patch_size: (patch_h, patch_w).
         eps: of all norms.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
     """
 
     packed: Tensor
@@ -30,11 +32,12 @@ class FusedTransformer(nn.Module):
         num_heads: int,
         patch_size: tuple[int, int],
         eps: float,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.num_layers, self.hidden_dim = len(layers), layers[0][8].shape[0]
         self.num_heads, self.patch_size, self.eps = num_heads, patch_size, eps
-        self.register_buffer("packed", pack_transformer(layers, norm_weight, norm_bias))
+        self.register_buffer("packed", pack_transformer(layers, norm_weight, norm_bias, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``[B, H, W, C]`` -> tokens."""
@@ -54,6 +57,7 @@ class FusedSeparableTransformer(nn.Module):
         norm_weight, norm_bias: ``[C]``, of the norm after the last layer.
         patch_size: (patch_h, patch_w).
         eps: of all norms.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
     """
 
     packed: Tensor
@@ -65,11 +69,12 @@ class FusedSeparableTransformer(nn.Module):
         norm_bias: Tensor,
         patch_size: tuple[int, int],
         eps: float,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.num_layers, self.hidden_dim = len(layers), layers[0][8].shape[0]
         self.patch_size, self.eps = patch_size, eps
-        self.register_buffer("packed", pack_separable_transformer(layers, norm_weight, norm_bias))
+        self.register_buffer("packed", pack_separable_transformer(layers, norm_weight, norm_bias, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H, W]``."""

@@ -45,6 +45,24 @@ def test_error_rule(
     check_forward(TransformerProblem.random(op, size, layers, dtype, patch=patch))
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="bfloat16 products need AVX-512"
+)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("size", "heads"),
+    [((1, 144, 16, 16), 4), ((3, 60, 6, 10), 3), ((2, 35, 4, 4), 5), ((1, 1, 2, 2), 1), ((2, 256, 2, 2), 4)],
+    ids=str,
+)
+def test_error_rule_with_products_in_bfloat16(
+    op: str, size: tuple[int, ...], heads: int, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    check_forward(
+        TransformerProblem.random(op, size, 2, torch.bfloat16, heads=heads, products=torch.bfloat16)
+    )
+
+
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject) -> None:
@@ -180,7 +198,9 @@ def test_bad_input(op: str, fake: bool) -> None:
         run(x[:, :, :3], packed, *others)
     with pytest.raises(TypeError, match=r"^x: expected float32, bfloat16 or float16, got torch.float64"):
         run(x.double(), packed, *others)
-    with pytest.raises(TypeError, match=r"^packed: expected torch.float32, got torch.float64"):
+    with pytest.raises(
+        TypeError, match=r"^packed: expected torch.float32 or torch.bfloat16, got torch.float64"
+    ):
         run(x, packed.double(), *others)
     with pytest.raises(
         ValueError, match=rf"^packed: expected {packed.numel()} elements for 2 layers of 20 channels"

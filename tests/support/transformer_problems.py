@@ -24,12 +24,14 @@ class TransformerProblem:
         tensors: the map ``[B, C, H, W]``, the twelve parameters of each layer, and those of the last norm.
         heads: of "transformer".
         patch: (patch_h, patch_w).
+        products: dtype of the products of the op.
     """
 
     op: str
     tensors: tuple[Tensor, ...]
     heads: int = 4
     patch: tuple[int, int] = (2, 2)
+    products: torch.dtype = torch.float32
 
     @classmethod
     def random(
@@ -57,7 +59,7 @@ class TransformerProblem:
     def packed(self) -> Tensor:
         """The parameters as the op takes them."""
         pack = pack_transformer if self.op == "transformer" else pack_separable_transformer
-        return pack(self.layers, *self.tensors[-2:])
+        return pack(self.layers, *self.tensors[-2:], self.products)
 
     def arguments(self) -> tuple[object, ...]:
         """Everything that the op takes."""
