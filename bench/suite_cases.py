@@ -9,9 +9,10 @@ from itertools import product
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.case import Case
-from bench.problems import OURS, Problem
-from bench.shapes import IMAGE_SIDE, SMOKE_IMAGE_SIDE, StageShape
-from bench.timing import num_threads
+from bench.shapes import StageShape
+from mobilevit_kernels.benchmark.candidates import OURS, Problem
+from mobilevit_kernels.benchmark.cases import IMAGE_SIDE, SMOKE_IMAGE_SIDE
+from mobilevit_kernels.benchmark.timing import num_threads
 
 # Set by `python -m bench.suite --smoke`: one small case of each kind.
 SMOKE = os.environ.get("MOBILEVIT_BENCH_SMOKE") == "1"

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from bench.gate import Gate, error_limit, relative_error
-from bench.model_problems import model_problem
-from bench.problems import OURS, stage_problem
+from bench.problems import stage_problem
 from bench.shapes import STAGE_SHAPES, StageShape
-from bench.timing import num_threads, time_in_turn
+from mobilevit_kernels.benchmark.candidates import OURS
+from mobilevit_kernels.benchmark.gate import Gate, error_limit, relative_error
+from mobilevit_kernels.benchmark.networks import model_problem
+from mobilevit_kernels.benchmark.timing import num_threads, time_in_turn
 
 ATTENTION = StageShape("unfold_attn_fold", "a small one", channels=24, side=8, num_heads=2)
 SEPARABLE = StageShape("separable_attn", "a small one", channels=20, side=8)

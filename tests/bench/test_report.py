@@ -6,11 +6,11 @@ import pytest
 
 from bench import compare
 from bench.case import Case
-from bench.gate import GateResult
-from bench.report import write_report
-from bench.rows import Row
 from bench.shapes import ATTENTION_SHAPES
-from bench.timing import Timing
+from mobilevit_kernels.benchmark.gate import GateResult
+from mobilevit_kernels.benchmark.report import write_report
+from mobilevit_kernels.benchmark.rows import Row
+from mobilevit_kernels.benchmark.timing import Timing
 
 
 def make_row(passed: bool = True, ours_s: float = 0.001, threads: int = 1) -> Row:

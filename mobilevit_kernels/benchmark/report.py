@@ -1,15 +1,17 @@
-"""Writes what bench.compare measured: JSON with everything, a Markdown table, and a plot of the speed-ups."""
+"""Writes what was measured: JSON with everything, a Markdown table, and a plot of the speed-ups."""
 
 import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from bench.plot import plot_speedups
-from bench.problems import OURS
-from bench.rows import Row
-from bench.timing import Timing
+from mobilevit_kernels.benchmark.candidates import OURS
+from mobilevit_kernels.benchmark.plot import plot_speedups
+from mobilevit_kernels.benchmark.rows import Row
+from mobilevit_kernels.benchmark.timing import Timing
 
+INEXACT = "†"
+_PROCESSOR_TOLERANCE = 0.3
 _TABLE_HEAD = (
     "| what | dtype | batch | threads | direction | ours, ms (quartiles) | best peer, ms (quartiles) | peer "
     "| speed-up | GFLOP/s | of matrix rate |"
@@ -36,7 +38,8 @@ def write_report(
         The three paths.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
+    # Not with_suffix: the stem may hold a dot.
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".json", ".md", ".png")]
     document = {
         "command": command,
         "environment": environment,
@@ -60,7 +63,7 @@ def _markdown(
         "",
         "Ours and the peers ran in turn on the same inputs; times are medians. A speed-up is the fastest peer's median",
         "over ours, and is printed only where our error against float64 keeps to the limit (2 times plain PyTorch's",
-        "error, 3 times for gradients).",
+        "error, 3 times for gradients). docs/benchmarks.md explains the columns.",
         "",
         *(f"- {name}: {value}" for name, value in environment.items()),
         f"- GFLOP/s of a large matrix product in torch, measured in this run: {matrix}. Small products that stay in "
@@ -77,6 +80,8 @@ def _markdown(
         _TABLE_HEAD,
         "|---" * _TABLE_HEAD.count(" | ") + "|---|",
         *(_table_line(row) for row in rows),
+        *_candidate_lines(rows),
+        *_absence_lines(rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -111,12 +116,17 @@ def speedup_text(row: Row) -> str:
     return f"{row.speedup:.2f}"
 
 
+def what(row: Row) -> str:
+    """The case without dtype, batch and direction: the first column of the tables."""
+    case = row.case
+    return f"{case.subject} {case.shape} ({case.model})" if case.shape else case.subject
+
+
 def _table_line(row: Row) -> str:
     case = row.case
-    what = f"{case.subject} {case.shape} ({case.model})" if case.shape else case.subject
     rate = ("", "") if row.rate is None else (f"{row.rate / 1e9:.3g}", f"{row.rate / row.matrix_rate:.0%}")
     cells = [
-        what,
+        what(row),
         case.dtype,
         str(case.batch),
         str(row.threads),
@@ -128,3 +138,54 @@ def _table_line(row: Row) -> str:
         *rate,
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _candidate_lines(rows: list[Row]) -> list[str]:
+    """The medians of every candidate, a column each."""
+    names = list(dict.fromkeys(name for row in rows for name in row.timings))
+    head = ["what", "dtype", "batch", "threads", "direction", *names, "same top 1"]
+    lines = [
+        "",
+        "## Every candidate, median in ms",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+    ]
+    for row in rows:
+        case = row.case
+        top1 = "" if row.same_top1 is None else f"{row.same_top1:.0%}"
+        cells = [what(row), case.dtype, str(case.batch), str(row.threads), case.direction]
+        lines.append("| " + " | ".join([*cells, *(_median_cell(row, name) for name in names), top1]) + " |")
+    lines += [
+        "",
+        f"{INEXACT}: its error is above the limit that ours has to keep; it counts as a peer all the same.",
+    ]
+    return lines
+
+
+def _median_cell(row: Row, name: str) -> str:
+    if name not in row.timings:
+        return "absent" if name in row.absent else ""
+    gate = row.other_gates.get(name)
+    mark = "" if gate is None or gate.passed else f" {INEXACT}"
+    return f"{row.timings[name].median_s * 1e3:.3g}{mark}"
+
+
+def _absence_lines(rows: list[Row]) -> list[str]:
+    """Who did not run, and who ran on more processors than the row says."""
+    absences: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        for name, reason in row.absent.items():
+            absences[name, reason].append(row)
+        for name, processors in row.processors.items():
+            if processors > row.threads + _PROCESSOR_TOLERANCE:
+                reason = f"kept more processors busy than the row has threads, up to {processors:.1f}"
+                absences[name, reason].append(row)
+    if not absences:
+        return []
+    lines = ["", "## Absent, or not as asked", ""]
+    for (name, reason), members in absences.items():
+        where = "every row" if len(members) == len(rows) else f"{len(members)} of {len(rows)} rows"
+        dtypes = ", ".join(dict.fromkeys(row.case.dtype for row in members))
+        lines.append(f"- {name} ({where}, {dtypes}): {reason}")
+    return lines

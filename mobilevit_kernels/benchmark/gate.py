@@ -1,11 +1,12 @@
 """The correctness gate: no speed is reported for a result that is worse than plain PyTorch's."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bench.problems import Candidate, Problem
+from mobilevit_kernels.benchmark.candidates import Candidate, Problem
 
 OUTPUT_FACTOR = 2.0
 GRADIENT_FACTOR = 3.0
@@ -28,6 +29,11 @@ class GateResult:
     error: float
     peer_error: float
     limit: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether the error is a number."""
+        return math.isfinite(self.error)
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:
@@ -63,6 +69,11 @@ class Gate:
         results = [self._result(*item) for item in self._errors(candidate or self._problem.ours).items()]
         failed = [result for result in results if not result.passed]
         return failed[0] if failed else max(results, key=lambda result: result.error / result.limit)
+
+    def same_top1(self) -> float:
+        """Share of the images ``[B]`` whose most probable class, by our logits ``[B, classes]``, is the true one."""
+        classes = self._problem.ours.results(self._direction)[0].argmax(dim=1)
+        return (classes == self._truth[0].argmax(dim=1)).double().mean().item()
 
     def _errors(self, candidate: Candidate) -> dict[str, float]:
         """The error of every quantity: the largest, where several results share its name."""

@@ -1,0 +1,175 @@
+"""Token mixers: everything between unfold and fold of a stage, ours on the map and the peers on unfolded tokens.
+
+v1: L x (LayerNorm, multi-head attention, feed-forward network), LayerNorm. v2: the same of GroupNorm and separable
+attention.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.shapes import MAP_SIDES, PATCH_SIZE
+from mobilevit_kernels import reference
+from mobilevit_kernels.benchmark.autocast import call_under_autocast
+from mobilevit_kernels.benchmark.candidates import OURS, Candidate, Problem
+from mobilevit_kernels.benchmark.cases import IMAGE_SIDE
+from mobilevit_kernels.benchmark.engine import Engine
+from mobilevit_kernels.benchmark.engines import with_engines
+from mobilevit_kernels.benchmark.networks import make_networks, place_network
+from mobilevit_kernels.models import MobileViTBlock, MobileViTv2Block
+from mobilevit_kernels.models.configs import CONFIGS
+
+_MLP_RATIO = 2
+
+
+@dataclass(frozen=True)
+class MixerStage:
+    """One stage's token mixer.
+
+    Attributes:
+        model: a v1 or v2 model.
+        stage: index of the stage in the model, 2 to 4.
+        channels: width of a token.
+        depth: transformer layers.
+        side: height and width of the map at 256 x 256 pixels.
+    """
+
+    model: str
+    stage: int
+    channels: int
+    depth: int
+    side: int
+
+    def __str__(self) -> str:
+        return f"C{self.channels}-{self.side}x{self.side}-L{self.depth}"
+
+    def flops(self, batch: int, side: int) -> float:
+        """Operations that the mixer needs: matrix products only, a multiply-add is two, no key projection in v2."""
+        tokens = batch * side * side
+        group = side * side // (PATCH_SIZE[0] * PATCH_SIZE[1])
+        is_v2 = CONFIGS[self.model].block == "v2"
+        # Per token, in units of C: projections (and the two products of attention), feed-forward network.
+        attention = 2 * self.channels if is_v2 else 4 * self.channels + 2 * group
+        return 2.0 * self.depth * tokens * self.channels * (attention + 2 * _MLP_RATIO * self.channels)
+
+
+def mixer_stages(models: Sequence[str]) -> tuple[MixerStage, ...]:
+    """The token mixers of v1 and v2 models."""
+    return tuple(
+        MixerStage(model, index, config.dim, config.depth, side)
+        for model in models
+        for (index, config), side in zip(
+            [(index, stage) for index, stage in enumerate(CONFIGS[model].stages) if stage.dim],
+            MAP_SIDES,
+            strict=True,
+        )
+    )
+
+
+def fused_token_mixer(
+    block: MobileViTBlock | MobileViTv2Block, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor] | None:
+    """This package's fused mixer of a block: channels_last map ``[B, C, H, W]`` of ``dtype`` to the same, or None."""
+    return None
+
+
+def mixer_problem(
+    stage: MixerStage, batch: int, dtype: torch.dtype, image_side: int, engines: Sequence[Engine] = ()
+) -> Problem:
+    """One token mixer on random tokens with random weights, the same for every candidate.
+
+    Args:
+        stage: which mixer.
+        batch: images.
+        dtype: float32, or the half precision that every candidate mixes in its own way; the tokens are of it.
+        image_side: side of the model's image in pixels; scales the map.
+        engines: peers besides eager PyTorch.
+
+    Raises:
+        RuntimeError: timm, whose mixer is the plain one, is not installed.
+    """
+    networks = make_networks(stage.model)
+    if networks.plain_backend is not None:
+        raise RuntimeError(
+            "token mixers: expected timm, whose layers are the plain ones; it is not installed"
+        )
+    block, plain_block = (
+        cast("nn.Sequential", network.eval().get_submodule(f"stages.{stage.stage}"))[-1]
+        for network in (networks.ours, networks.plain)
+    )
+    plain = nn.Sequential(plain_block.transformer, plain_block.norm)
+    side = stage.side * image_side // IMAGE_SIDE
+    x = torch.randn(batch, stage.channels, side, side).to(dtype)
+    layout = _ByPosition() if isinstance(block, MobileViTv2Block) else _Sequences()
+    to_map = partial(layout.to_map, size=(side, side))
+    tokens = layout.to_tokens(x)
+
+    def eager(name: str, memory: torch.memory_format, to: torch.dtype) -> Candidate:
+        network = place_network(plain, x.device, memory).to(torch.promote_types(torch.float32, to))
+        call: Callable[[], Tensor] = partial(network, layout.placed(tokens.to(to), memory))
+        if to != torch.float64:
+            call = partial(call_under_autocast, call, "cpu", dtype)
+        return Candidate(name, call, (), torch.empty(0), to_map)
+
+    nhwc = [eager("eager NHWC", torch.channels_last, dtype)] if layout.has_memory_formats else []
+    problem = Problem(
+        quantities=("out",),
+        ours=_eager_ours(block, x),
+        peers=(eager("eager NCHW", torch.contiguous_format, dtype), *nhwc),
+        truth=eager("truth", torch.contiguous_format, torch.float64),
+        forward_flops=stage.flops(batch, side),
+    )
+    fused = fused_token_mixer(block, dtype)
+    if fused is not None:
+        ours = Candidate(OURS, partial(fused, _nhwc(x)), (), torch.empty(0))
+        problem = replace(problem, ours=ours, also_ours=(replace(problem.ours, name=f"{OURS} eager"),))
+    return with_engines(problem, engines, plain, tokens, dtype, to_map=to_map)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _eager_ours(block: MobileViTBlock | MobileViTv2Block, x: Tensor) -> Candidate:
+    def on_map(x: Tensor) -> Tensor:
+        if isinstance(block, MobileViTv2Block):
+            return block.norm(block.transformer(x))
+        return block.norm(block.transformer(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+    call = partial(call_under_autocast, partial(on_map, _nhwc(x)), "cpu", x.dtype)
+    return Candidate(OURS, call, (), torch.empty(0))
+
+
+class _ByPosition:
+    """The tokens of v2's peers: ``[B, C, P, N]``."""
+
+    has_memory_formats = True
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        return reference.unfold(x, PATCH_SIZE).contiguous()
+
+    def to_map(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        return reference.fold(tokens, size, PATCH_SIZE)
+
+    def placed(self, tokens: Tensor, memory: torch.memory_format) -> Tensor:
+        return tokens.contiguous(memory_format=memory)
+
+
+class _Sequences:
+    """The tokens of v1's peers: ``[B P, N, C]``, which has one memory format."""
+
+    has_memory_formats = False
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        return reference.unfold(x, PATCH_SIZE).permute(0, 2, 3, 1).flatten(0, 1).contiguous()
+
+    def to_map(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        by_position = tokens.unflatten(0, (-1, PATCH_SIZE[0] * PATCH_SIZE[1])).permute(0, 3, 1, 2)
+        return reference.fold(by_position, size, PATCH_SIZE)
+
+    def placed(self, tokens: Tensor, memory: torch.memory_format) -> Tensor:
+        return tokens
