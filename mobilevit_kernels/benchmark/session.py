@@ -1,7 +1,7 @@
 """A run of a comparison: measure case by case with a line of progress for each row, then write what there is."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -87,8 +87,21 @@ def progress(row: Row) -> str:
     return f"{row.case}, {row.threads} thread(s): {times}{absent}"
 
 
-def compare(cases: Sequence[Case], settings: Settings, command: str, stem: Path) -> int:
+def compare(
+    cases: Sequence[Case],
+    settings: Settings,
+    command: str,
+    stem: Path,
+    write_more: Callable[[list[Row], dict[str, str]], list[Path]] | None = None,
+) -> int:
     """Runs the cases and writes ``stem``.json, .md and .png.
+
+    Args:
+        cases: what is measured.
+        settings: how.
+        command: what the files say made them.
+        stem: path of the files without suffix.
+        write_more: called with the rows and the environment after that; returns what else it wrote.
 
     Returns:
         Exit status: 0 done, 1 a gate failed, 130 interrupted, with what was measured until then written.
@@ -100,6 +113,8 @@ def compare(cases: Sequence[Case], settings: Settings, command: str, stem: Path)
     if not measured.rows:
         return EXIT_INTERRUPTED
     paths = write_report(measured.rows, environment, measured.rates, command, stem)
+    if write_more is not None:
+        paths += write_more(measured.rows, environment)
     failed = [row for row in measured.rows if not row.gate.passed]
     for row in failed:
         print(f"FAILED {row.case}, {row.threads} thread(s): {speedup_text(row)}")
