@@ -41,4 +41,15 @@ TORCH_LIBRARY(mobilevit, m) {
       "Tensor fc1_weight, Tensor fc1_bias, Tensor fc2_weight, Tensor fc2_bias, int[2] patch_size, float eps) "
       "-> Tensor",
       tags);
+
+  // All layers between unfold and fold and the norm after them, for inference on the CPU; packed holds the parameters
+  // (mobilevit_kernels/ops/packing.py).
+  m.def(
+      "transformer(Tensor x, Tensor packed, int num_layers, int num_heads, int hidden_dim, int[2] patch_size, "
+      "float eps) -> Tensor",
+      tags);
+  m.def(
+      "separable_transformer(Tensor x, Tensor packed, int num_layers, int hidden_dim, int[2] patch_size, float eps) "
+      "-> Tensor",
+      tags);
 }

@@ -10,6 +10,7 @@ from mobilevit_kernels.models import (
     create_model,
     list_models,
     load_checkpoint,
+    optimize_for_inference,
 )
 from mobilevit_kernels.ops import separable_attn, unfold_attn_fold
 
@@ -25,6 +26,7 @@ __all__ = [
     "explain_backends",
     "list_models",
     "load_checkpoint",
+    "optimize_for_inference",
     "reference",
     "separable_attn",
     "unfold_attn_fold",

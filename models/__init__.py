@@ -9,6 +9,7 @@ from mobilevit_kernels.models.checkpoints import CheckpointMismatch, LoadReport,
 from mobilevit_kernels.models.features import FeatureExtractor, FeatureInfo
 from mobilevit_kernels.models.linformer import LinformerAttention
 from mobilevit_kernels.models.mobilevit import MobileViT
+from mobilevit_kernels.models.optimize import optimize_for_inference
 from mobilevit_kernels.models.registry import create_model, list_models
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "create_model",
     "list_models",
     "load_checkpoint",
+    "optimize_for_inference",
 ]

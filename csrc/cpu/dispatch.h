@@ -41,4 +41,15 @@ void with_dtype(at::ScalarType dtype, const Function& function) {
   }
 }
 
+// The same for the ops that compute in float32.
+template <typename Function>
+void with_storage_dtype(at::ScalarType dtype, const Function& function) {
+  switch (dtype) {
+    case at::kFloat: return function(float());
+    case at::kBFloat16: return function(c10::BFloat16());
+    case at::kHalf: return function(c10::Half());
+    default: TORCH_CHECK_TYPE(false, "x: expected float32, bfloat16 or float16, got ", dtype);
+  }
+}
+
 }  // namespace mobilevit::cpu

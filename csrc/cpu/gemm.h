@@ -1,9 +1,11 @@
 // Small matrix products held in cache: C[m, n] (+)= sum_k A(m, k) * B[k, n].
 //
-// A is read one element at a time and may be strided or transposed; B and C are row-major with columns on the vector
-// lanes. A register tile of kRows x kVectors accumulators runs over k; a last, partial vector of columns is masked.
+// A is read one element at a time and may be strided or transposed; B (row-major or packed, see packed.h) and C
+// (row-major) have columns on the vector lanes. A register tile of kRows x kVectors accumulators runs over k; a last,
+// partial vector of columns is masked.
 #pragma once
 
+#include "cpu/packed_weights.h"
 #include "cpu/simd.h"
 
 #include <array>
@@ -29,6 +31,18 @@ struct StridedMatrix {
   const T* data;
   int64_t row_stride;
   int64_t column_stride;
+};
+
+// B[k, n], kPackedColumns columns at a time: panels follow each other at panel_stride, rows of one at row_stride.
+template <typename T>
+struct PanelMatrix {
+  const T* data;
+  int64_t row_stride;
+  int64_t panel_stride;
+
+  const T* at(int64_t column) const { return data + column / kPackedColumns * panel_stride + column % kPackedColumns; }
+  static PanelMatrix row_major(const T* data, int64_t row_stride) { return {data, row_stride, kPackedColumns}; }
+  static PanelMatrix packed(const T* data, int64_t depth) { return {data, kPackedColumns, depth * kPackedColumns}; }
 };
 
 // What happens to finished values of C (at a row, and from a column on) before they are stored; kAccumulate adds the C
@@ -90,8 +104,7 @@ struct PartialVector {
 template <typename T>
 struct Product {
   StridedMatrix<T> a;
-  const T* b;
-  int64_t b_stride;
+  PanelMatrix<T> b;
   T* c;
   int64_t c_stride;
   int64_t depth;
@@ -101,7 +114,7 @@ template <int kRows, int kVectors, bool kAdjacentRows, typename T, typename Colu
 inline void gemm_tile(
     const Product<T>& product, int64_t row, int64_t column, const Columns& columns, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
-  const int64_t b_stride = product.b_stride, c_stride = product.c_stride;
+  const int64_t b_stride = product.b.row_stride, c_stride = product.c_stride;
   T* c = product.c + row * c_stride + column;
   Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 16
@@ -113,7 +126,7 @@ inline void gemm_tile(
   }
   const StridedMatrix<T>& a = product.a;
   const RowPointers<T, kRows, kAdjacentRows> rows(a.data + row * a.row_stride, a.row_stride);
-  const T* b = product.b + column;
+  const T* b = product.b.at(column);
   int64_t k_offset = 0;
   for (int64_t k = 0; k < product.depth; ++k, k_offset += a.column_stride, b += b_stride) {
     Vec<T> b_row[kVectors];
@@ -147,20 +160,33 @@ inline void with_rows(int64_t rows, const Function& function) {
   }
 }
 
-// A block of rows against all columns, panel after panel.
+// A block of rows against columns [first, last), panel after panel; first is the start of a panel.
 template <int kRows, bool kAdjacentRows, typename T, typename Epilogue>
-inline void gemm_row_block(const Product<T>& product, int64_t row, int64_t columns, const Epilogue& epilogue) {
+inline void gemm_row_block(
+    const Product<T>& product, int64_t row, int64_t first, int64_t last, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
-  int64_t column = 0;
-  for (; column + kPanel<T> <= columns; column += kPanel<T>) {
+  int64_t column = first;
+  for (; column + kPanel<T> <= last; column += kPanel<T>) {
     gemm_tile<kRows, kGemmVectors, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
   }
-  for (; column + kLanes <= columns; column += kLanes) {
+  for (; column + kLanes <= last; column += kLanes) {
     gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
   }
-  if (column < columns) {
-    const PartialVector access{static_cast<int>(columns - column)};
+  if (column < last) {
+    const PartialVector access{static_cast<int>(last - column)};
     gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, access, epilogue);
+  }
+}
+
+// Calls function(first row, std::integral_constant<int, rows>) for blocks of rows as equal as possible: 16 rows run as
+// 8 + 8, not as 12 + 4.
+template <typename Function>
+inline void for_row_blocks(int64_t rows, const Function& function) {
+  const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
+  for (int64_t block = 0, row = 0; block < blocks; ++block) {
+    const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
+    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) { function(row, count); });
+    row += block_rows;
   }
 }
 
@@ -168,23 +194,40 @@ inline void gemm_row_block(const Product<T>& product, int64_t row, int64_t colum
 // and again from the cache.
 template <typename T, typename Epilogue>
 inline void gemm(
+    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const PanelMatrix<T>& b, T* c,
+    int64_t c_stride, const Epilogue& epilogue) {
+  static_assert(kPackedColumns % kPanel<T> == 0);
+  const Product<T> product{a, b, c, c_stride, depth};
+  for_row_blocks(rows, [&](int64_t row, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    if (a.row_stride == 1) {
+      gemm_row_block<kRows, true>(product, row, 0, columns, epilogue);
+    } else {
+      gemm_row_block<kRows, false>(product, row, 0, columns, epilogue);
+    }
+  });
+}
+
+// The same, columns as the outer loop: a panel of a B that is larger than the cache is read once for all rows.
+template <typename T, typename Epilogue>
+inline void gemm_by_panels(
+    int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const PanelMatrix<T>& b, T* c,
+    int64_t c_stride, const Epilogue& epilogue) {
+  const Product<T> product{{a, a_stride, 1}, b, c, c_stride, depth};
+  for (int64_t first = 0; first < columns; first += kPackedColumns) {
+    const int64_t last = std::min(first + kPackedColumns, columns);
+    for_row_blocks(rows, [&](int64_t row, auto count) {
+      gemm_row_block<decltype(count)::value, false>(product, row, first, last, epilogue);
+    });
+  }
+}
+
+// The same with B row-major.
+template <typename T, typename Epilogue>
+inline void gemm(
     int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c,
     int64_t c_stride, const Epilogue& epilogue) {
-  const Product<T> product{a, b, b_stride, c, c_stride, depth};
-  // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
-  const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
-  for (int64_t block = 0, row = 0; block < blocks; ++block) {
-    const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
-    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
-      constexpr int kRows = decltype(count)::value;
-      if (a.row_stride == 1) {
-        gemm_row_block<kRows, true>(product, row, columns, epilogue);
-      } else {
-        gemm_row_block<kRows, false>(product, row, columns, epilogue);
-      }
-    });
-    row += block_rows;
-  }
+  gemm(rows, columns, depth, a, PanelMatrix<T>::row_major(b, b_stride), c, c_stride, epilogue);
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -2,6 +2,8 @@
 // in a namespace named after it, so that no two builds of one function can be confused by the linker.
 #pragma once
 
+#include "cpu/packed_weights.h"
+
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
@@ -19,8 +21,6 @@ using Vec = at::vec::Vectorized<T>;
 // float64 for float64, else float32: the type of sums and statistics.
 template <typename T>
 using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // dst[0, n) = src[0, n), converted between a storage type and its accumulation type.
 template <typename From, typename To>

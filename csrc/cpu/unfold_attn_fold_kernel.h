@@ -16,7 +16,7 @@ struct AttnShape {
 struct AttnForward {
   AttnShape shape;
   MapView qkv, out;
-  void* logsumexp;  // [B, P, heads, N]
+  void* logsumexp;  // [B, P, heads, N], or null where it is not wanted
 };
 
 struct AttnBackward {

@@ -5,8 +5,17 @@ from mobilevit_kernels import _extension
 _extension.load()
 
 from mobilevit_kernels.ops.separable_attn import separable_attn  # noqa: E402
+from mobilevit_kernels.ops.separable_transformer import separable_transformer  # noqa: E402
 from mobilevit_kernels.ops.separable_transformer_layer import separable_transformer_layer  # noqa: E402
+from mobilevit_kernels.ops.transformer import transformer  # noqa: E402
 from mobilevit_kernels.ops.transformer_layer import transformer_layer  # noqa: E402
 from mobilevit_kernels.ops.unfold_attn_fold import unfold_attn_fold  # noqa: E402
 
-__all__ = ["separable_attn", "separable_transformer_layer", "transformer_layer", "unfold_attn_fold"]
+__all__ = [
+    "separable_attn",
+    "separable_transformer",
+    "separable_transformer_layer",
+    "transformer",
+    "transformer_layer",
+    "unfold_attn_fold",
+]

@@ -1,0 +1,58 @@
+// Linear layers on rows of tokens with packed weights, and what is fused to their ends.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/packed_weights.h"
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+
+// A value x * sigmoid(x).
+inline Vec<float> silu(const Vec<float>& x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  // 1 / (1 + 2**e) from a 14-bit estimate and one Newton step: a division would cost more than all else. The bound
+  // keeps 1 + 2**e finite; NaN stays.
+  const __m512 exponent = _mm512_min_ps(_mm512_set1_ps(126.0f), _mm512_mul_ps(x, _mm512_set1_ps(-kLog2E)));
+  const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exp2_nonpositive<float>(exponent));
+  const __m512 estimate = _mm512_rcp14_ps(denominator);
+  const __m512 correction = _mm512_fnmadd_ps(denominator, estimate, _mm512_set1_ps(2.0f));
+  return _mm512_mul_ps(_mm512_mul_ps(x, estimate), correction);
+#else
+  return x / (Vec<float>(1) + x.neg().exp());
+#endif
+}
+
+// Biases are padded, so that whole vectors may be read.
+struct AddBias : Overwrite {
+  const float* bias;
+
+  explicit AddBias(const float* bias) : bias(bias) {}
+  template <typename T>
+  Vec<T> operator()(int64_t /*row*/, int64_t column, const Vec<T>& value) const {
+    return value + Vec<T>::loadu(bias + column);
+  }
+};
+
+struct AddBiasSilu : AddBias {
+  using AddBias::AddBias;
+  template <typename T>
+  Vec<T> operator()(int64_t row, int64_t column, const Vec<T>& value) const {
+    return silu(AddBias::operator()<T>(row, column, value));
+  }
+};
+
+// Adds to what is there: the residual.
+struct AddBiasToResidual : AddBias {
+  static constexpr bool kAccumulate = true;
+  using AddBias::AddBias;
+};
+
+// c[rows, outputs] = epilogue(a[rows, inputs] weight^T)
+template <typename Epilogue>
+inline void linear(
+    const PackedLinear& layer, int64_t rows, const float* a, int64_t a_stride, float* c, int64_t c_stride,
+    const Epilogue& epilogue) {
+  const auto weight = PanelMatrix<float>::packed(layer.weight, layer.inputs);
+  gemm_by_panels(rows, layer.outputs, layer.inputs, a, a_stride, weight, c, c_stride, epilogue);
+}
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -1,0 +1,104 @@
+"""``optimize_for_inference``: a copy of a model that only infers, on the CPU."""
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilevit_kernels.models.accelerate import accelerate
+from mobilevit_kernels.models.optimize.folding import fold_batch_norms
+from mobilevit_kernels.models.optimize.layers import fuse_transformers
+
+_LOGGER = logging.getLogger("mobilevit_kernels")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Returns a copy of a model that infers faster on the CPU; the model itself stays as it is.
+
+    In the copy BatchNorm is part of the convolutions, memory is channels_last, the transformer of every MobileViT
+    block is one op on packed weights (:func:`mobilevit_kernels.ops.transformer`,
+    :func:`mobilevit_kernels.ops.separable_transformer`), and no parameter wants a gradient. It has the class, the
+    attributes and the outputs of the model, takes any image size and batch, may be called from several threads at
+    once, and can be pickled. Its ``state_dict`` fits a copy that was optimised from the same architecture.
+
+    Args:
+        model: a MobileViT of this package, of timm or of transformers (accelerated or not), on the CPU in float32;
+            also a network around one, or its feature extractor.
+        dtype: ``torch.float32``; or ``torch.bfloat16`` to allow convolutions in bfloat16 where the processor has
+            matrix units for it (AMX). On other processors float32 is the faster of the two, and is used. Inputs and
+            outputs are float32 in either case.
+
+    Raises:
+        TypeError: not a module, or another dtype.
+        ValueError: parameters that are not float32 on the CPU, or no MobileViT block in the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"optimize_for_inference(model): expected a torch.nn.Module, got {type(model).__name__}"
+        )
+    if dtype not in DTYPES:
+        raise TypeError(
+            f"optimize_for_inference(dtype): expected torch.float32 or torch.bfloat16, got {dtype}"
+        )
+    _check_parameters(model)
+    optimized = accelerate(copy.deepcopy(model).eval()).requires_grad_(False)
+    fold_batch_norms(optimized)
+    fused = fuse_transformers(optimized)
+    _LOGGER.info("optimize_for_inference: %d transformers run as one op each", fused)
+    optimized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dtype == torch.bfloat16 and has_bfloat16_matrix_unit():
+        _convert_to_bfloat16(optimized)
+    optimized.register_forward_pre_hook(_to_channels_last, with_kwargs=True)
+    return optimized
+
+
+def has_bfloat16_matrix_unit() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            raise ValueError(
+                f"optimize_for_inference(model): expected float32 on the CPU, got {tensor.dtype} on {tensor.device} "
+                f"in {name}"
+            )
+
+
+def _convert_to_bfloat16(model: nn.Module) -> None:
+    """Converts the parameters of single layers; packed ones are float32 whatever the dtype of the map."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.register_forward_pre_hook(_to_bfloat16, with_kwargs=True)
+    model.register_forward_hook(_to_float32)
+
+
+def _to_channels_last(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() == 4:
+            return value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    return _mapped(convert, args, kwargs)
+
+
+def _to_bfloat16(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def convert(value: Any) -> Any:
+        return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return _mapped(convert, args, kwargs)
+
+
+def _mapped(convert: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return tuple(convert(arg) for arg in args), {key: convert(value) for key, value in kwargs.items()}
+
+
+def _to_float32(_: nn.Module, args: Any, output: Any) -> Any:
+    def convert(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return torch.utils._pytree.tree_map(convert, output)
