@@ -47,9 +47,9 @@ def model_table(rows: list[Row], image_side: int) -> list[str]:
         "## MobileViT-S with each unit",
         "",
         f"Here: one image of {image_side} x {image_side} pixels on the processor above. Published (arXiv 2206.02680,",
-        "table 1): an iPhone 12 through Core ML; only the order and the ratios can be compared.",
+        "table 1): an iPhone 12; only the order and the ratios can be compared.",
         "",
-        "| unit | dtype | threads | parameters | ours, ms (quartiles) | plain PyTorch, ms (quartiles) | published, ms |",
+        "| unit | dtype | threads | parameters | ours, ms (quartiles) | plain PyTorch, ms (quartiles) | phone, ms |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

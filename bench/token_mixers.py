@@ -19,9 +19,11 @@ from mobilevit_kernels.benchmark.candidates import OURS, Candidate, Problem
 from mobilevit_kernels.benchmark.cases import IMAGE_SIDE
 from mobilevit_kernels.benchmark.engine import Engine
 from mobilevit_kernels.benchmark.engines import with_engines
-from mobilevit_kernels.benchmark.networks import make_networks, place_network
+from mobilevit_kernels.benchmark.networks import LAYOUT_NAMES, make_networks, place_network
+from mobilevit_kernels.benchmark.timm_models import has_timm_model
 from mobilevit_kernels.models import MobileViTBlock, MobileViTv2Block
 from mobilevit_kernels.models.configs import CONFIGS
+from mobilevit_kernels.models.optimize.layers import fuse
 
 _MLP_RATIO = 2
 
@@ -70,11 +72,28 @@ def mixer_stages(models: Sequence[str]) -> tuple[MixerStage, ...]:
     )
 
 
-def fused_token_mixer(
-    block: MobileViTBlock | MobileViTv2Block, dtype: torch.dtype
-) -> Callable[[Tensor], Tensor] | None:
-    """This package's fused mixer of a block: channels_last map ``[B, C, H, W]`` of ``dtype`` to the same, or None."""
-    return None
+def mixer_peers(stage: MixerStage) -> tuple[str, ...]:
+    """The eager peers of a mixer: the tokens of v1, ``[B P, N, C]``, have one memory format; none without timm."""
+    if not has_timm_model(stage.model):
+        return ()
+    return LAYOUT_NAMES if CONFIGS[stage.model].block == "v2" else LAYOUT_NAMES[:1]
+
+
+def fused_token_mixer(block: MobileViTBlock | MobileViTv2Block) -> Callable[[Tensor], Tensor] | None:
+    """This package's whole mixer as one op: a channels_last map ``[B, C, H, W]`` to the same; None where it has none.
+
+    Args:
+        block: in eval mode, float32.
+    """
+    fused = fuse(list(block.transformer), block.norm)
+    if fused is None or isinstance(block, MobileViTv2Block):
+        return fused
+    return partial(_on_tokens, fused)
+
+
+def _on_tokens(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A network of tokens ``[B, H, W, C]`` on a map ``[B, C, H, W]``."""
+    return network(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def mixer_problem(
@@ -115,15 +134,15 @@ def mixer_problem(
             call = partial(call_under_autocast, call, "cpu", dtype)
         return Candidate(name, call, (), torch.empty(0), to_map)
 
-    nhwc = [eager("eager NHWC", torch.channels_last, dtype)] if layout.has_memory_formats else []
+    memory_formats = dict(zip(LAYOUT_NAMES, (torch.contiguous_format, torch.channels_last), strict=True))
     problem = Problem(
         quantities=("out",),
         ours=_eager_ours(block, x),
-        peers=(eager("eager NCHW", torch.contiguous_format, dtype), *nhwc),
+        peers=tuple(eager(name, memory_formats[name], dtype) for name in mixer_peers(stage)),
         truth=eager("truth", torch.contiguous_format, torch.float64),
         forward_flops=stage.flops(batch, side),
     )
-    fused = fused_token_mixer(block, dtype)
+    fused = fused_token_mixer(block)
     if fused is not None:
         ours = Candidate(OURS, partial(fused, _nhwc(x)), (), torch.empty(0))
         problem = replace(problem, ours=ours, also_ours=(replace(problem.ours, name=f"{OURS} eager"),))
@@ -135,19 +154,15 @@ def _nhwc(x: Tensor) -> Tensor:
 
 
 def _eager_ours(block: MobileViTBlock | MobileViTv2Block, x: Tensor) -> Candidate:
-    def on_map(x: Tensor) -> Tensor:
-        if isinstance(block, MobileViTv2Block):
-            return block.norm(block.transformer(x))
-        return block.norm(block.transformer(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-
-    call = partial(call_under_autocast, partial(on_map, _nhwc(x)), "cpu", x.dtype)
+    network: Callable[[Tensor], Tensor] = nn.Sequential(block.transformer, block.norm)
+    if not isinstance(block, MobileViTv2Block):
+        network = partial(_on_tokens, network)
+    call = partial(call_under_autocast, partial(network, _nhwc(x)), "cpu", x.dtype)
     return Candidate(OURS, call, (), torch.empty(0))
 
 
 class _ByPosition:
     """The tokens of v2's peers: ``[B, C, P, N]``."""
-
-    has_memory_formats = True
 
     def to_tokens(self, x: Tensor) -> Tensor:
         return reference.unfold(x, PATCH_SIZE).contiguous()
@@ -161,8 +176,6 @@ class _ByPosition:
 
 class _Sequences:
     """The tokens of v1's peers: ``[B P, N, C]``, which has one memory format."""
-
-    has_memory_formats = False
 
     def to_tokens(self, x: Tensor) -> Tensor:
         return reference.unfold(x, PATCH_SIZE).permute(0, 2, 3, 1).flatten(0, 1).contiguous()

@@ -24,6 +24,7 @@ from mobilevit_kernels.models import (
     create_model,
 )
 
+PLAIN = "plain PyTorch"
 UNITS = ("mha", "linformer", "separable")
 DIM, HEADS, PROJECTED = 512, 8, 256
 MODEL = "mobilevit_s"
@@ -143,7 +144,7 @@ def unit_problem(unit: str, tokens: int, dtype: torch.dtype) -> Problem:
     return Problem(
         quantities=("out",),
         ours=Candidate(OURS, partial(layer, x.permute(0, 3, 1, 2)), (), nothing),
-        peers=(Candidate("plain PyTorch", plain, (), nothing, to_map),),
+        peers=(Candidate(PLAIN, plain, (), nothing, to_map),),
         truth=Candidate("truth", truth, (), nothing),
         forward_flops=unit_flops(unit, tokens),
     )

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import mobilevit_kernels
 from mobilevit_kernels.benchmark.candidates import OURS, Candidate, Problem
 from mobilevit_kernels.benchmark.engine import Engine
 from mobilevit_kernels.benchmark.engines import with_engines
@@ -19,7 +18,7 @@ from mobilevit_kernels.benchmark.networks import (
     run_network,
     with_layout_names,
 )
-from mobilevit_kernels.models import SeparableAttention
+from mobilevit_kernels.models import SeparableAttention, optimize_for_inference
 
 
 def inference_problem(
@@ -46,13 +45,9 @@ def inference_problem(
 
 
 def with_optimized(problem: Problem, network: nn.Module, images: Tensor, dtype: torch.dtype) -> Problem:
-    """The problem with ``optimize_for_inference(network)`` as ours, eager ours beside it, where this package has it."""
-    optimize = getattr(mobilevit_kernels, "optimize_for_inference", None)
-    if optimize is None:
-        return problem
-    call = partial(
-        optimize(network.eval(), dtype=dtype), images.contiguous(memory_format=torch.channels_last)
-    )
+    """The problem with ``optimize_for_inference(network)`` as ours, and eager ours beside it."""
+    optimized = optimize_for_inference(network.eval(), dtype=dtype)
+    call = partial(optimized, images.contiguous(memory_format=torch.channels_last))
     ours = Candidate(OURS, call, (), torch.empty(0))
     return replace(problem, ours=ours, also_ours=(replace(problem.ours, name=f"{OURS} eager"),))
 

@@ -14,6 +14,9 @@ from mobilevit_kernels.benchmark.candidates import INFERENCE, OURS, Candidate, P
 from mobilevit_kernels.benchmark.timm_models import has_timm_model, timm_model
 from mobilevit_kernels.models import create_model
 
+# The peers of a problem after ``with_layout_names``.
+LAYOUT_NAMES = ("eager NCHW", "eager NHWC")
+
 
 def peer_names(name: str) -> tuple[str, str]:
     """The peers of a model, in NCHW and NHWC: timm's model, or ours on the reference ops where timm has none."""
@@ -105,7 +108,7 @@ def network_problem(
 
 def with_layout_names(problem: Problem) -> Problem:
     """The problem with its peers named by memory format alone, so that models with and without timm share a column."""
-    renamed = [replace(peer, name=f"eager {peer.name.rpartition(' ')[2]}") for peer in problem.peers]
+    renamed = [replace(peer, name=name) for peer, name in zip(problem.peers, LAYOUT_NAMES, strict=True)]
     return replace(problem, peers=tuple(renamed))
 
 
