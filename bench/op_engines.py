@@ -64,7 +64,7 @@ def with_op_engines(
     if direction not in INFERENCE:
         compilers = [engine for engine in engines if isinstance(engine, CompiledEngine)]
         others = [engine.name for engine in engines if not isinstance(engine, CompiledEngine)]
-        return problem.with_peers(
+        return problem.with_runtimes(
             [_compiled(eager, engine) for engine in compilers], dict.fromkeys(others, _INFERENCE_ONLY)
         )
     inputs, *parameters = eager.leaves

@@ -90,7 +90,7 @@ def training_problem(
         forward_flops=flops,
         backward_flops=2 * flops,
     )
-    return eager.with_peers(compiled, dict.fromkeys(others, "inference only"))
+    return eager.with_runtimes(compiled, dict.fromkeys(others, "inference only"))
 
 
 def _compiled(

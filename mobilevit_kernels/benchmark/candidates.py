@@ -72,11 +72,12 @@ class Problem:
     Attributes:
         quantities: names of what ``Candidate.results`` returns; results of one name are judged as one.
         ours: this package; its name is ``OURS``.
-        peers: who else does; the first is plain PyTorch, whose error the gate compares with.
+        peers: plain PyTorch in its forms, whose errors the gate compares with.
         truth: the same in float64.
         forward_flops: operations (a multiply-add is two) that the forward pass needs; None where not counted.
         backward_flops: the same of the backward pass.
-        absent: peers that cannot run it, and why.
+        runtimes: further peers, that is compilers and other runtimes.
+        absent: runtimes that cannot run it, and why.
         also_ours: other ways to run this package, for comparison; their names begin with ``OURS``.
     """
 
@@ -86,17 +87,21 @@ class Problem:
     truth: Candidate
     forward_flops: float | None = None
     backward_flops: float | None = None
+    runtimes: tuple[Candidate, ...] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
     also_ours: tuple[Candidate, ...] = ()
 
-    def with_peers(self, peers: Iterable[Candidate], absent: Mapping[str, str]) -> "Problem":
-        """The same problem with more peers, and with the reasons of those that cannot run it."""
-        return replace(self, peers=(*self.peers, *peers), absent={**self.absent, **absent})
+    def with_runtimes(self, runtimes: Iterable[Candidate], absent: Mapping[str, str]) -> "Problem":
+        """The same problem with more runtimes, and with the reasons of those that cannot run it."""
+        return replace(self, runtimes=(*self.runtimes, *runtimes), absent={**self.absent, **absent})
 
     @property
     def candidates(self) -> dict[str, Candidate]:
         """Ours and the peers by name: what is timed."""
-        return {candidate.name: candidate for candidate in (self.ours, *self.also_ours, *self.peers)}
+        return {
+            candidate.name: candidate
+            for candidate in (self.ours, *self.also_ours, *self.peers, *self.runtimes)
+        }
 
     def flops(self, direction: str) -> float | None:
         """Operations that a direction needs."""

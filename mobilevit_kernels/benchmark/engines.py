@@ -84,7 +84,7 @@ def with_engines(
     """
     reasons = {engine.name: engine.absence(dtype) for engine in engines}
     present = [engine for engine in engines if reasons[engine.name] is None]
-    return problem.with_peers(
+    return problem.with_runtimes(
         [engine_candidate(engine, network, inputs, dtype, backend, to_map) for engine in present],
         {name: reason for name, reason in reasons.items() if reason is not None},
     )

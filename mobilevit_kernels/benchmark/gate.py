@@ -23,7 +23,7 @@ class GateResult:
         passed: whether every quantity kept to its limit.
         quantity: name of the quantity.
         error: its largest error against float64, relative to the largest true value.
-        peer_error: the same of plain PyTorch in the same dtype.
+        peer_error: the same of plain PyTorch in the same dtype; of its forms the one that is furthest off.
         limit: what ``error`` may be.
     """
 
@@ -61,7 +61,7 @@ class Gate:
     """What is true of a problem, and how far plain PyTorch is from it.
 
     Args:
-        problem: the problem; its truth and its first peer are computed once, here.
+        problem: the problem; its truth and its peers are computed once, here.
         dtype: dtype of the problem.
         direction: "forward" checks the output, "forward+backward" every gradient too.
     """
@@ -75,7 +75,8 @@ class Gate:
         self._largest: dict[str, float] = defaultdict(float)
         for name, values in zip(problem.quantities, self._truth, strict=False):
             self._largest[name] = max(self._largest[name], values.abs().max().item())
-        self._peer_errors = self._errors(problem.peers[0])
+        errors = [self._errors(peer) for peer in problem.peers]
+        self._peer_errors = {name: max(each[name] for each in errors) for name in errors[0]}
 
     def check(self, candidate: Candidate | None = None) -> GateResult:
         """Computes ours (or another candidate) under the present thread count and compares it."""

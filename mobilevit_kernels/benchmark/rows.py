@@ -139,19 +139,20 @@ def measure(
 def check_candidates(problem: Problem, gate: Gate) -> tuple[dict[str, GateResult], dict[str, str]]:
     """The gate of every candidate under the present thread count, and why the others do not run.
 
-    Ours and plain PyTorch must run; whatever another peer raises is the reason of its absence, and so is a result
-    that is not finite.
+    Ours and plain PyTorch must run; whatever a runtime raises is the reason of its absence, and so is a result that is
+    not finite.
     """
     gates: dict[str, GateResult] = {}
     absent = dict(problem.absent)
+    runtimes = [candidate.name for candidate in problem.runtimes]
     for name, candidate in problem.candidates.items():
         try:
             gates[name] = gate.check(candidate)
         except Exception as error:
-            if candidate is problem.ours or candidate is problem.peers[0]:
+            if name not in runtimes:
                 raise
             absent[name] = first_line(error)
-    for name in [name for name in gates if not is_ours(name) and not gates[name].finite]:
+    for name in [name for name in runtimes if name in gates and not gates[name].finite]:
         absent[name] = f"its {gates.pop(name).quantity} is not finite"
     return gates, absent
 

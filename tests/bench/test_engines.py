@@ -95,7 +95,7 @@ def test_absent_engines_leave_a_reason_and_present_ones_a_peer():
     inputs = torch.rand(1, 3, 8, 8)
     grown = with_engines(problem, [absent, present], small_network(), inputs, torch.float32)
     assert grown.absent == {"absent": "out of order"}
-    assert [peer.name for peer in grown.peers] == ["nobody", "recorder"]
+    assert [runtime.name for runtime in grown.runtimes] == ["recorder"]
     assert problem.absent == {}
 
 

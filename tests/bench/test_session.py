@@ -32,12 +32,13 @@ class SmallCase:
 
     def problem(self, image_side):
         calls = {OURS: TRUTH.float, "eager": TRUTH.float, "other": TRUTH.float, **dict(self.calls)}
-        ours, *peers = (candidate(name, call) for name, call in calls.items())
+        ours, eager, other = (candidate(name, call) for name, call in calls.items())
         return Problem(
             quantities=("logits",),
             ours=ours,
-            peers=tuple(peers),
+            peers=(eager,),
             truth=candidate("truth", lambda: TRUTH),
+            runtimes=(other,),
             absent={"OpenVINO": "not installed"},
         )
 
@@ -70,7 +71,7 @@ def test_absent_peers_are_in_the_row(compare, capsys):
     assert "absent: OpenVINO" in capsys.readouterr().out
 
 
-def test_what_a_peer_raises_is_its_reason(compare):
+def test_what_a_runtime_raises_is_its_reason(compare):
     status, (row,) = compare(SmallCase((("other", raising(RuntimeError("no such operator\nmore"))),)))
     assert status == 0
     assert row["absent"]["other"] == "RuntimeError: no such operator"
@@ -83,13 +84,13 @@ def test_ours_and_plain_pytorch_may_not_fail(compare, name):
         compare(SmallCase(((name, raising(RuntimeError("broken"))),)))
 
 
-def test_a_peer_without_numbers_is_no_peer(compare):
+def test_a_runtime_without_numbers_is_no_peer(compare):
     status, (row,) = compare(SmallCase((("other", lambda: TRUTH.float() * float("nan")),)))
     assert status == 0
     assert row["absent"]["other"] == "its logits is not finite"
 
 
-def test_a_peer_that_is_off_still_counts(compare):
+def test_a_runtime_that_is_off_still_counts(compare):
     _, (row,) = compare(SmallCase((("other", lambda: TRUTH.float() * 1.01),)))
     assert not row["other_gates"]["other"]["passed"]
     assert "other" in row["timings"]
