@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from mobilevit_kernels.benchmark.candidate_plot import plot_candidates
 from mobilevit_kernels.benchmark.candidates import OURS
 from mobilevit_kernels.benchmark.plot import plot_speedups
 from mobilevit_kernels.benchmark.rows import Row
@@ -12,6 +13,8 @@ from mobilevit_kernels.benchmark.timing import Timing
 
 INEXACT = "†"
 _PROCESSOR_TOLERANCE = 0.3
+# Ours and plain PyTorch in its forms: the speed-up says it all.
+_FEW_CANDIDATES = 4
 _TABLE_HEAD = (
     "| what | dtype | batch | threads | direction | ours, ms (quartiles) | best peer, ms (quartiles) | peer "
     "| speed-up | GFLOP/s | of matrix rate |"
@@ -25,7 +28,7 @@ def write_report(
     command: str,
     stem: Path,
 ) -> list[Path]:
-    """Writes ``stem``.json, .md and .png.
+    """Writes ``stem``.json, .md and .png, and with more candidates than plain PyTorch has ``stem``_candidates.png.
 
     Args:
         rows: what was measured, at least one row.
@@ -35,7 +38,7 @@ def write_report(
         stem: path without suffix; its folder is made where it is missing.
 
     Returns:
-        The three paths.
+        The paths.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     # Not with_suffix: the stem may hold a dot.
@@ -49,6 +52,9 @@ def write_report(
     paths[0].write_text(json.dumps(document, indent=1) + "\n")
     paths[1].write_text(_markdown(rows, environment, rates, command))
     plot_speedups(rows, environment["processor"], paths[2])
+    if any(len(row.timings) > _FEW_CANDIDATES for row in rows):
+        paths.append(stem.with_name(stem.name + "_candidates.png"))
+        plot_candidates(rows, environment["processor"], paths[3])
     return paths
 
 

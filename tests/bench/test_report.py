@@ -113,3 +113,13 @@ def test_another_way_to_run_ours_is_no_peer():
     row = make_row()
     row.timings["ours eager"] = Timing(1e-6, 1e-6, 1e-6, 9, 1)
     assert row.best_peer == "fast peer"
+
+
+def test_many_candidates_are_drawn_in_a_picture_of_their_own(tmp_path):
+    row = make_row(absent={"ONNX Runtime": "absent"})
+    for name in ("eager NCHW", "OpenVINO"):
+        row.timings[name] = Timing(0.002, 0.002, 0.002, 9, 1)
+    *_, picture = report([row, make_row()], tmp_path)
+    assert picture.name == "ops_candidates.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(report([make_row()], tmp_path)) == 3
