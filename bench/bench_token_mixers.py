@@ -3,13 +3,18 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.levels import LEVELS
+from bench.levels import MIXERS, SMOKE_MIXERS
 from bench.suite_cases import SMOKE, SuiteCase, run, suite_cases
 from bench.token_mixers import mixer_peers
 from mobilevit_kernels.benchmark.cases import DTYPES
 
-STAGES = LEVELS["mixers"].smoke_targets if SMOKE else LEVELS["mixers"].targets[0]
-CASES = [case for stage in STAGES for case in suite_cases([stage], DTYPES, ["inference"], mixer_peers(stage))]
+# Without timm nobody is compared with.
+CASES = [
+    case
+    for stage in (SMOKE_MIXERS if SMOKE else MIXERS)
+    if mixer_peers(stage)
+    for case in suite_cases([stage], DTYPES, ["inference"], mixer_peers(stage))
+]
 
 
 @pytest.mark.parametrize("suite_case", CASES, ids=str)

@@ -28,6 +28,10 @@ LARGE_SHAPES = (
 )
 
 
+MIXERS = mixer_stages(PEER_MODELS)
+SMOKE_MIXERS = mixer_stages(["mobilevit_xxs"])[-1:] + mixer_stages(["mobilevitv2_050"])[-1:]
+
+
 @dataclass(frozen=True)
 class Level:
     """One level.
@@ -76,8 +80,8 @@ LEVELS = {
         min_rounds=5,
     ),
     "mixers": Level(
-        targets=(mixer_stages(PEER_MODELS), mixer_stages(PEER_MODELS)),
-        smoke_targets=mixer_stages(["mobilevit_xxs"])[-1:] + mixer_stages(["mobilevitv2_050"])[-1:],
+        targets=(MIXERS, MIXERS),
+        smoke_targets=SMOKE_MIXERS,
         directions=(("inference",), ("inference",)),
         budget_s=(0.5, 1.0),
         min_rounds=5,

@@ -7,7 +7,7 @@ attention.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,10 +116,7 @@ def mixer_problem(
         raise RuntimeError(
             "token mixers: expected timm, whose layers are the plain ones; it is not installed"
         )
-    block, plain_block = (
-        cast("nn.Sequential", network.eval().get_submodule(f"stages.{stage.stage}"))[-1]
-        for network in (networks.ours, networks.plain)
-    )
+    block, plain_block = _block(networks.ours, stage), _block(networks.plain, stage)
     plain = nn.Sequential(plain_block.transformer, plain_block.norm)
     side = stage.side * image_side // IMAGE_SIDE
     x = torch.randn(batch, stage.channels, side, side).to(dtype)
@@ -147,6 +144,11 @@ def mixer_problem(
         ours = Candidate(OURS, partial(fused, _nhwc(x)), (), torch.empty(0))
         problem = replace(problem, ours=ours, also_ours=(replace(problem.ours, name=f"{OURS} eager"),))
     return with_engines(problem, engines, plain, tokens, dtype, to_map=to_map)
+
+
+def _block(network: nn.Module, stage: MixerStage) -> Any:
+    """The block of a stage, ours or timm's, in eval mode."""
+    return network.eval().get_submodule(f"stages.{stage.stage}.1")
 
 
 def _nhwc(x: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class Case(Protocol):
     def problem(self, image_side: int) -> Problem:
         """Builds the inputs and the candidates."""
 
+    def __hash__(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class ModelCase:
