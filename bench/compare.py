@@ -61,8 +61,8 @@ def select_cases(options: argparse.Namespace, level: str, peers: list[Engine]) -
 
 def settings(options: argparse.Namespace, level: str) -> Settings:
     """How long a level is measured, and at what size."""
-    budget_s, rounds = LEVELS[level].budget_s[bool(options.peers)], LEVELS[level].min_rounds
-    budget_s = options.budget or budget_s
+    kind = bool(options.peers)
+    budget_s, rounds = options.budget or LEVELS[level].budget_s[kind], LEVELS[level].min_rounds[kind]
     if options.smoke:
         budget_s, rounds = 0.02, 2
     return Settings(

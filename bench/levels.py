@@ -41,14 +41,14 @@ class Level:
         smoke_targets: a small one of each kind.
         directions: what is computed, without and with them.
         budget_s: seconds of timing a row, without and with them.
-        min_rounds: fewest rounds a row.
+        min_rounds: fewest rounds a row, without and with them.
     """
 
     targets: tuple[Sequence[Target], Sequence[Target]]
     smoke_targets: Sequence[Target]
     directions: tuple[Sequence[str], Sequence[str]]
     budget_s: tuple[float, float]
-    min_rounds: int
+    min_rounds: tuple[int, int]
 
     def cases(
         self,
@@ -77,27 +77,27 @@ LEVELS = {
         smoke_targets=smoke_shapes(ATTENTION_SHAPES) + smoke_shapes(SEPARABLE_SHAPES),
         directions=(DIRECTIONS, DIRECTIONS),
         budget_s=(0.25, 0.8),
-        min_rounds=5,
+        min_rounds=(5, 5),
     ),
     "mixers": Level(
         targets=(MIXERS, MIXERS),
         smoke_targets=SMOKE_MIXERS,
         directions=(("inference",), ("inference",)),
         budget_s=(0.5, 1.0),
-        min_rounds=5,
+        min_rounds=(5, 5),
     ),
     "models": Level(
         targets=(MODELS, (*PEER_MODELS, "mobilevitv3_s")),
         smoke_targets=(MODELS[0], MODELS[-1]),
         directions=(("forward",), ("inference",)),
         budget_s=(1.2, 4.0),
-        min_rounds=3,
+        min_rounds=(3, 7),
     ),
     "training": Level(
         targets=(TRAINED_MODELS, TRAINED_MODELS),
         smoke_targets=MODELS[:1],
         directions=((TRAINING_STEP,), (TRAINING_STEP,)),
         budget_s=(3.0, 6.0),
-        min_rounds=3,
+        min_rounds=(3, 5),
     ),
 }

@@ -1,5 +1,6 @@
 """ONNX Runtime as an engine."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -23,7 +24,9 @@ class OnnxRuntimeEngine:
 
     def prepare(self, network: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Callable[[int], Run]:
         """As :meth:`Engine.prepare`."""
-        program = torch.onnx.export(network, (inputs.float(),), dynamo=True, verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
+            program = torch.onnx.export(network, (inputs.float(),), dynamo=True, verbose=False)
         assert program is not None
         return partial(_build, program.model_proto.SerializeToString(), inputs.float())
 

@@ -1,5 +1,6 @@
 """OpenVINO as an engine."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,7 +34,9 @@ class OpenVinoEngine:
         import openvino
 
         inputs = inputs.float().contiguous()
-        model = openvino.convert_model(network, example_input=inputs, input=[list(inputs.shape)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sizes become constants: on purpose, they are static
+            model = openvino.convert_model(network, example_input=inputs, input=[list(inputs.shape)])
         return partial(_build, openvino.Core(), model, inputs, _HINTS[dtype])
 
 

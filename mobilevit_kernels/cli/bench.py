@@ -15,7 +15,7 @@ from mobilevit_kernels.cli.weights import check_model_name
 
 FILES_NAME = "models"
 _SMOKE_BUDGET_S, _SMOKE_ROUNDS = 0.02, 2
-_ROUNDS = 5
+_ROUNDS = 7
 
 
 def run(args: argparse.Namespace) -> int:
