@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mobilevit_kernels.benchmark.candidates import is_ours
-from mobilevit_kernels.benchmark.rows import Row
+from mobilevit_kernels.benchmark.rows import Row, candidate_names
 
 _OURS_COLOURS = ("#1b7f5c", "#7fc4a8")
 _PEER_COLOURS = ("#d0d0d0", "#a0a0a0", "#1f5fa8", "#6a8fc0", "#c25a1a", "#6a3d9a")
@@ -26,7 +26,7 @@ def plot_candidates(rows: list[Row], processor: str, path: Path) -> None:
         path: where the picture goes; its suffix says the format.
     """
     panels = list(dict.fromkeys((row.case.dtype, row.threads) for row in rows))
-    names = list(dict.fromkeys(name for row in rows for name in row.timings))
+    names = candidate_names(rows)
     largest = max(sum(_panel(row) == panel for row in rows) for panel in panels)
     width = min(_WIDEST, max(_NARROWEST, 0.12 * largest * len(names)))
     figure = Figure(figsize=(width, 3.2 * len(panels)), layout="constrained")

@@ -91,6 +91,15 @@ class Row:
         }
 
 
+def candidate_names(rows: Sequence[Row]) -> list[str]:
+    """Everybody who was timed in some row, in the order of a row that has all."""
+    places: dict[str, int] = {}
+    for row in rows:
+        for place, name in enumerate(row.timings):
+            places[name] = max(place, places.get(name, 0))
+    return sorted(places, key=places.__getitem__)
+
+
 def measure(
     case: Case,
     threads: Sequence[int],

@@ -11,7 +11,7 @@ from bench.shapes import ATTENTION_SHAPES
 from mobilevit_kernels.benchmark import session
 from mobilevit_kernels.benchmark.gate import GateResult
 from mobilevit_kernels.benchmark.report import write_report
-from mobilevit_kernels.benchmark.rows import Row
+from mobilevit_kernels.benchmark.rows import Row, candidate_names
 from mobilevit_kernels.benchmark.timing import Timing
 
 
@@ -104,8 +104,8 @@ def test_a_peer_absent_in_one_row_says_so_in_its_cell(tmp_path):
     present, absent = make_row(), make_row(absent={"fast peer": "RuntimeError: no"})
     del absent.timings["fast peer"]
     text = report([present, absent], tmp_path)[1].read_text()
-    assert "| 1 | 9 | 3 |  |" in text
-    assert "| 1 | 9 | absent |  |" in text
+    assert "| 1 | 9 | 3 |\n" in text
+    assert "| 1 | 9 | absent |\n" in text
     assert "- fast peer (1 of 2 rows, fp32): RuntimeError: no" in text
 
 
@@ -123,3 +123,9 @@ def test_many_candidates_are_drawn_in_a_picture_of_their_own(tmp_path):
     assert picture.name == "ops_candidates.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert len(report([make_row()], tmp_path)) == 3
+
+
+def test_candidates_keep_their_order_where_a_row_lacks_one():
+    few, all_of_them = make_row(), make_row()
+    del few.timings["slow peer"]
+    assert candidate_names([few, all_of_them]) == ["ours", "slow peer", "fast peer"]
