@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench.plain_attention import plain_unit
 from mobilevit_kernels.benchmark.candidates import OURS, Candidate, Problem
 from mobilevit_kernels.benchmark.cases import DTYPES
+from mobilevit_kernels.benchmark.inference import with_optimized
 from mobilevit_kernels.benchmark.networks import (
     Networks,
     network_problem,
@@ -94,12 +95,13 @@ class UnitModelCase:
         return f"{self.subject} {self.dtype}"
 
     def problem(self, image_side: int) -> Problem:
-        """Builds the inputs and the candidates: ours, and the same model on the reference ops."""
+        """Builds the inputs and the candidates: ours optimised and eager, and the same model on the reference ops."""
         network = unit_model(self.unit, image_side)
         networks = Networks(f"{MODEL} with {self.unit}", network, network, "reference")
         images, dtype = torch.rand(1, 3, image_side, image_side), DTYPES[self.dtype]
         autocast = dtype != torch.float32
-        return with_layout_names(network_problem(networks, images, dtype, self.direction, autocast))
+        problem = with_layout_names(network_problem(networks, images, dtype, self.direction, autocast))
+        return with_optimized(problem, network, images, dtype)
 
 
 def unit_model(unit: str, image_side: int) -> nn.Module:
