@@ -125,7 +125,7 @@ bench-units: venv ## multi-head, Linformer and separable attention against the n
 bench-smoke: venv ## every benchmark for a moment, to see that it runs
 	$(BIN)/python -m bench.suite run --smoke
 	$(BIN)/python -m bench.compare ops models --smoke --output build/bench
-	$(BIN)/python -m bench.compare mixers models training --peers onnxruntime openvino --smoke --threads 1 --output build/bench
+	$(BIN)/python -m bench.compare mixers training --peers onnxruntime openvino --smoke --threads 1 --output build/bench
 	$(BIN)/python -m bench.attention_units --smoke --output build/bench
 	$(BIN)/mobilevit bench --smoke --peers onnxruntime openvino --output build/bench/cli
 	$(BIN)/python -m bench.gpu.report --device cpu --smoke --output build/bench/gpu
