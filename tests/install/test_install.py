@@ -85,7 +85,11 @@ def test_installed_comparison_needs_nothing_of_the_sources(install, tmp_path):
     arguments = ["--smoke", "--models", "mobilevit_xxs", "--threads", "1", "--peers", "--output", "results"]
     result = install().run("-m", "mobilevit_kernels", "bench", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in (tmp_path / "results").iterdir()} >= {"models.json", "models.md", "models.png"}
+    assert {path.name for path in (tmp_path / "results").iterdir()} >= {
+        "models.json",
+        "models.md",
+        "models.png",
+    }
 
 
 def test_another_torch_is_one_sentence_with_both_versions_and_the_command(install, tmp_path):
