@@ -39,9 +39,7 @@ class Case:
     @property
     def subject(self) -> str:
         """The op, the token mixer or the model."""
-        if isinstance(self.target, str):
-            return self.target
-        return self.target.op if isinstance(self.target, StageShape) else "token mixer"
+        return self.target if isinstance(self.target, str) else self.target.op
 
     @property
     def shape(self) -> str:

@@ -49,6 +49,11 @@ class MixerStage:
     def __str__(self) -> str:
         return f"C{self.channels}-{self.side}x{self.side}-L{self.depth}"
 
+    @property
+    def op(self) -> str:
+        """What it is called: stages of v1 and v2 may have the same shape."""
+        return f"token mixer {CONFIGS[self.model].block}"
+
     def flops(self, batch: int, side: int) -> float:
         """Operations that the mixer needs: matrix products only, a multiply-add is two, no key projection in v2."""
         tokens = batch * side * side

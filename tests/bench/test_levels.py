@@ -61,6 +61,12 @@ def test_mixer_stages_are_those_of_the_configs():
     )
 
 
+@pytest.mark.parametrize("arguments", [(), ("--peers", "onnxruntime")], ids=["eager", "peers"])
+def test_no_two_cases_of_a_level_have_one_name(arguments):
+    for cases in selected(*LEVELS, *arguments).values():
+        assert len({str(case) for case in cases}) == len(cases)
+
+
 @pytest.mark.parametrize("model", ["mobilevit_xxs", "mobilevitv2_050"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_mixer_computes_the_same(model, dtype):
