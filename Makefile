@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-slow test-triton test-asan test-all aot lint typecheck format \
-	bench bench-check bench-record bench-compare bench-smoke gpu-report wheel clean
+	bench bench-check bench-record bench-compare bench-peers bench-units bench-smoke gpu-report wheel clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -120,13 +120,24 @@ bench-record: venv ## the same, written as the new baseline
 	$(BIN)/python -m bench.suite record $(ARGS)
 
 bench-compare: venv ## ours and the peers in turn, behind a correctness gate: tables and plots in bench/results
-	$(BIN)/python -m bench.compare ops $(ARGS)
-	$(BIN)/python -m bench.compare models $(ARGS)
+	$(BIN)/python -m bench.compare ops models $(ARGS)
 
+# An engine that cannot be installed here is absent in the results, no error.
+bench-peers: venv ## ours against torch.compile, ONNX Runtime and OpenVINO too: ops, token mixers, models, training (hours)
+	$(PIP) install --constraint $(VENV)/constraints.txt 'mobilevit-kernels[peers]' \
+		|| echo "onnxruntime, openvino: not installed, so they are absent in the results"
+	$(BIN)/python -m bench.compare ops mixers models training --peers compile onnxruntime openvino $(ARGS)
+
+bench-units: venv ## multi-head, Linformer and separable attention against the number of tokens, and in MobileViT-S
+	$(BIN)/python -m bench.attention_units $(ARGS)
+
+# Without torch.compile, whose every case compiles C++ for half a minute.
 bench-smoke: venv ## every benchmark for a moment, to see that it runs
 	$(BIN)/python -m bench.suite run --smoke
-	$(BIN)/python -m bench.compare ops --smoke --output build/bench
-	$(BIN)/python -m bench.compare models --smoke --output build/bench
+	$(BIN)/python -m bench.compare ops models --smoke --output build/bench
+	$(BIN)/python -m bench.compare mixers training --peers onnxruntime openvino --smoke --threads 1 --output build/bench
+	$(BIN)/python -m bench.attention_units --smoke --output build/bench
+	$(BIN)/mobilevit bench --smoke --peers onnxruntime openvino --output build/bench/cli
 	$(BIN)/python -m bench.gpu.report --device cpu --smoke --output build/bench/gpu
 
 # Its minutes begin with make, the compiler included. timm is a peer where it can be had; all else must be there.

@@ -3,9 +3,10 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.model_problems import peer_names
-from bench.shapes import DTYPES, MODELS
+from bench.shapes import MODELS
 from bench.suite_cases import SMOKE, SuiteCase, run, suite_cases
+from mobilevit_kernels.benchmark.cases import DTYPES
+from mobilevit_kernels.benchmark.networks import peer_names
 
 CASES = [
     case

@@ -3,8 +3,9 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.shapes import ATTENTION_SHAPES, DIRECTIONS, DTYPES, smoke_shapes
+from bench.shapes import ATTENTION_SHAPES, DIRECTIONS, smoke_shapes
 from bench.suite_cases import SMOKE, SuiteCase, run, suite_cases
+from mobilevit_kernels.benchmark.cases import DTYPES
 
 SHAPES = smoke_shapes(ATTENTION_SHAPES) if SMOKE else ATTENTION_SHAPES
 

@@ -1,26 +1,44 @@
-"""One case to measure, of an op or of a model."""
+"""One case to measure: of an op, of a token mixer or of a model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
-from bench.model_problems import model_problem
-from bench.problems import Problem, stage_problem
+from bench.op_engines import with_op_engines
+from bench.problems import stage_problem
 from bench.shapes import ALL_DTYPES, StageShape
+from bench.token_mixers import MixerStage, mixer_problem
+from bench.training import TRAINING_STEP, training_problem
+from mobilevit_kernels.benchmark.candidates import Problem
+from mobilevit_kernels.benchmark.engine import Engine
+from mobilevit_kernels.benchmark.inference import inference_problem
+from mobilevit_kernels.benchmark.networks import model_problem
+
+Target = StageShape | MixerStage | str
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured together on the same inputs; ``target`` is a stage of an op, or a model's name."""
+    """What is measured together on the same inputs.
 
-    target: StageShape | str
+    Attributes:
+        target: a stage of an op, a token mixer, or a model's name.
+        dtype: a key of ``ALL_DTYPES``.
+        batch: images.
+        direction: "forward" or "forward+backward" of anything in this dtype; "inference" or "training step" of a model
+            under autocast.
+        engines: peers besides eager PyTorch.
+    """
+
+    target: Target
     dtype: str
     batch: int
     direction: str
+    engines: tuple[Engine, ...] = field(default=(), compare=False)
 
     @property
     def subject(self) -> str:
-        """The op, or the model."""
+        """The op, the token mixer or the model."""
         return self.target if isinstance(self.target, str) else self.target.op
 
     @property
@@ -34,25 +52,33 @@ class Case:
         return self.target if isinstance(self.target, str) else self.target.model
 
     def __str__(self) -> str:
-        return " ".join(
-            filter(None, [self.subject, self.shape, self.dtype, f"batch {self.batch}", self.direction])
-        )
+        parts = [self.subject, self.shape, self.dtype, f"batch {self.batch}", self.direction]
+        return " ".join(filter(None, parts))
 
     def problem(self, image_side: int) -> Problem:
         """Builds the inputs and the candidates."""
-        if isinstance(self.target, str):
-            return model_problem(self.target, self.batch, ALL_DTYPES[self.dtype], self.direction, image_side)
-        return stage_problem(self.target, self.batch, ALL_DTYPES[self.dtype])
+        target, batch, dtype = self.target, self.batch, ALL_DTYPES[self.dtype]
+        if isinstance(target, StageShape):
+            problem = stage_problem(target, batch, dtype)
+            return with_op_engines(problem, target, dtype, self.direction, self.engines)
+        if isinstance(target, MixerStage):
+            return mixer_problem(target, batch, dtype, image_side, self.engines)
+        if self.direction == "inference":
+            return inference_problem(target, batch, dtype, image_side, self.engines)
+        if self.direction == TRAINING_STEP:
+            return training_problem(target, batch, dtype, image_side, self.engines)
+        return model_problem(target, batch, dtype, self.direction, image_side)
 
 
 def cases(
-    targets: Sequence[StageShape | str],
+    targets: Sequence[Target],
     dtypes: Sequence[str],
     batches: Sequence[int],
     directions: Sequence[str],
+    engines: Sequence[Engine] = (),
 ) -> list[Case]:
     """Every combination, in the order it is measured."""
     return [
-        Case(target, dtype, batch, direction)
+        Case(target, dtype, batch, direction, tuple(engines))
         for target, dtype, batch, direction in product(targets, dtypes, batches, directions)
     ]

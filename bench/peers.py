@@ -1,43 +1,11 @@
 """What a user of PyTorch has without this package: the peers that every speed is a ratio to."""
 
-import importlib
-import sys
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.shapes import PATCH_SIZE
-
-
-def import_timm() -> ModuleType | None:
-    """Returns timm with its MobileViT module loaded, or None where it is not installed.
-
-    timm imports torchvision, whose CUDA build does not import beside a CPU torch for want of two operators that no
-    MobileViT calls; they are declared without a kernel then.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except ImportError:
-        return None
-    except RuntimeError:
-        _declare_nms()
-    try:
-        importlib.import_module("timm.models.mobilevit")
-    except ImportError:
-        return None
-    return sys.modules["timm"]
-
-
-def _declare_nms() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(
-                f"torchvision::{name}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
-            )
+from mobilevit_kernels.benchmark.timm_models import import_timm
 
 
 def unfold_sdpa_fold(qkv: Tensor, num_heads: int) -> Tensor:
@@ -101,18 +69,3 @@ def timm_separable_layer(
     }
     layer.load_state_dict(state)
     return layer
-
-
-def has_timm_model(name: str) -> bool:
-    """Whether timm is installed and has a model of this name."""
-    timm = import_timm()
-    return timm is not None and timm.is_model(name)
-
-
-def timm_model(name: str, state_dict: dict[str, Tensor]) -> nn.Module:
-    """timm's model of this name with these weights; only where ``has_timm_model``."""
-    timm = import_timm()
-    assert timm is not None
-    model = timm.create_model(name, pretrained=False)
-    model.load_state_dict(state_dict)
-    return model

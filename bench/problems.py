@@ -1,8 +1,7 @@
-"""One problem with everybody who solves it: ours, the peers, and the float64 truth, on the same numbers."""
+"""The problem of each stage's op: ours, plain PyTorch, and the float64 truth, on the same numbers."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,88 +10,7 @@ from torch import Tensor
 from bench import peers
 from bench.shapes import PATCH_SIZE, StageShape
 from mobilevit_kernels import reference, separable_attn, unfold_attn_fold
-
-OURS = "ours"
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to compute a problem.
-
-    Attributes:
-        name: how tables call it.
-        call: computes the output from ``leaves``, which it holds.
-        leaves: what gradients are taken of, in the same order for every candidate.
-        grad_out: gradient of the output, in its layout.
-        to_map: brings the output and the first leaf's gradient from the candidate's layout to the problem's.
-    """
-
-    name: str
-    call: Callable[[], Tensor]
-    leaves: tuple[Tensor, ...]
-    grad_out: Tensor
-    to_map: Callable[[Tensor], Tensor] = _unchanged
-
-    def forward(self) -> Tensor:
-        """Returns the output, recording nothing for a backward pass."""
-        with torch.no_grad():
-            return self.call()
-
-    def forward_backward(self) -> tuple[Tensor, ...]:
-        """Returns the output and the gradient of every leaf."""
-        out = self.call()
-        return out, *torch.autograd.grad(out, self.leaves, self.grad_out)
-
-    def runner(self, direction: str) -> Callable[[], object]:
-        """The method that a direction times: "forward" or "forward+backward"."""
-        return self.forward if direction == "forward" else self.forward_backward
-
-    def results(self, direction: str) -> list[Tensor]:
-        """What a direction computes, in the problem's layout and float64: output, then gradients."""
-        if direction == "forward":
-            return [self.to_map(self.forward()).double()]
-        out, grad_first, *grads = self.forward_backward()
-        return [
-            self.to_map(out).double(),
-            self.to_map(grad_first).double(),
-            *(grad.double() for grad in grads),
-        ]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Inputs of one size and dtype, and who computes on them.
-
-    Attributes:
-        quantities: names of what ``Candidate.results`` returns; results of one name are judged as one.
-        ours: this package.
-        peers: plain PyTorch; the first is the one whose error the gate compares with.
-        truth: the same in float64.
-        forward_flops: operations (a multiply-add is two) that the forward pass needs; None where not counted.
-        backward_flops: the same of the backward pass.
-    """
-
-    quantities: tuple[str, ...]
-    ours: Candidate
-    peers: tuple[Candidate, ...]
-    truth: Candidate
-    forward_flops: float | None = None
-    backward_flops: float | None = None
-
-    @property
-    def candidates(self) -> dict[str, Candidate]:
-        """Ours and the peers by name: what is timed."""
-        return {candidate.name: candidate for candidate in (self.ours, *self.peers)}
-
-    def flops(self, direction: str) -> float | None:
-        """Operations that a direction needs."""
-        if self.forward_flops is None or self.backward_flops is None:
-            return None
-        return self.forward_flops if direction == "forward" else self.forward_flops + self.backward_flops
+from mobilevit_kernels.benchmark.candidates import OURS, Candidate, Problem
 
 
 def stage_problem(

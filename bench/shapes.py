@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
+from mobilevit_kernels.benchmark.cases import DTYPES
+
 PATCH_SIZE = (2, 2)
 # Sides of the maps of the three stages that hold transformers, at 256 x 256 pixels.
 MAP_SIDES = (32, 16, 8)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALL_DTYPES = {**DTYPES, "fp16": torch.float16}
 DIRECTIONS = ("forward", "forward+backward")
 
@@ -77,8 +78,6 @@ MODELS = (
     "mobilevitv3_s",
     "mobilevitv3_100",
 )
-IMAGE_SIDE = 256
-SMOKE_IMAGE_SIDE = 64
 
 
 def unique_shapes(shapes: Iterable[StageShape]) -> tuple[StageShape, ...]:

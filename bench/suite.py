@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.environment import describe_environment
 from bench.ratios import Ratio, compare, format_comparison, format_table, read_ratios
+from mobilevit_kernels.benchmark.environment import describe_environment
 
 BENCH = Path(__file__).resolve().parent
 BASELINE = BENCH / "results" / "baseline.json"

@@ -8,10 +8,11 @@ from itertools import product
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.case import Case
-from bench.problems import OURS, Problem
-from bench.shapes import IMAGE_SIDE, SMOKE_IMAGE_SIDE, StageShape
-from bench.timing import num_threads
+from bench.case import Case, Target
+from mobilevit_kernels.benchmark.candidates import OURS, Problem
+from mobilevit_kernels.benchmark.cases import IMAGE_SIDE, SMOKE_IMAGE_SIDE
+from mobilevit_kernels.benchmark.cases import Case as AnyCase
+from mobilevit_kernels.benchmark.timing import num_threads
 
 # Set by `python -m bench.suite --smoke`: one small case of each kind.
 SMOKE = os.environ.get("MOBILEVIT_BENCH_SMOKE") == "1"
@@ -22,7 +23,7 @@ THREADS = (1, 2)
 class SuiteCase:
     """One benchmark: a candidate on a case, at a thread count."""
 
-    case: Case
+    case: AnyCase
     threads: int
     candidate: str
 
@@ -38,7 +39,7 @@ class SuiteCase:
 
 
 def suite_cases(
-    targets: Sequence[StageShape | str],
+    targets: Sequence[Target],
     dtypes: Iterable[str],
     directions: Iterable[str],
     peer_names: Iterable[str],
@@ -52,7 +53,7 @@ def suite_cases(
 
 
 @lru_cache(maxsize=1)
-def _problem(case: Case) -> Problem:
+def _problem(case: AnyCase) -> Problem:
     return case.problem(SMOKE_IMAGE_SIDE if SMOKE else IMAGE_SIDE)
 
 

@@ -5,7 +5,7 @@ from importlib import metadata
 
 import torch
 
-from bench.environment import describe_environment
+from mobilevit_kernels.benchmark.environment import describe_environment
 
 _SMI_FIELDS = {
     "driver_version": "driver",

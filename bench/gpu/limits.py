@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.shapes import StageShape
-from bench.timing import Sampler, time_in_turn
+from mobilevit_kernels.benchmark.timing import Sampler, time_in_turn
 
 _STATISTICS_BYTES = 4  # logsumexp and scores are float32
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.gpu.document import failed_gates
-from bench.report import milliseconds
-from bench.timing import Timing
+from mobilevit_kernels.benchmark.report import milliseconds
+from mobilevit_kernels.benchmark.timing import Timing
 
 Case = Mapping[str, Any]
 

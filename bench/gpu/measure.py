@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from bench.case import Case
-from bench.gate import GateResult
 from bench.gpu.budget import OutOfTime
 from bench.gpu.meters import Call, Meter, Refused
-from bench.problems import OURS
-from bench.timing import Timing, time_in_turn
+from mobilevit_kernels.benchmark.candidates import is_ours
+from mobilevit_kernels.benchmark.gate import GateResult
+from mobilevit_kernels.benchmark.timing import Timing, time_in_turn
 
 Record = dict[str, object]
 _LONGEST_REASON = 400
@@ -48,11 +48,6 @@ def noted_refusal(refused: dict[str, str], name: str, meter: Meter) -> Iterator[
         if meter.is_lost():
             raise DeviceLost(f"{name}: {refused[name]}") from error
         meter.release()
-
-
-def is_ours(name: str) -> bool:
-    """Whether a candidate is a way to run this package."""
-    return name.split(" ")[0] == OURS
 
 
 def time_mode(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.timing import Sampler, seconds_per_call
+from mobilevit_kernels.benchmark.timing import Sampler, seconds_per_call
 
 Call = Callable[[], object]
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from bench.case import Case
-from bench.gate import Gate, GateResult
 from bench.gpu.budget import time_limit
-from bench.gpu.measure import Record, case_record, is_ours, noted_refusal, time_mode
+from bench.gpu.measure import Record, case_record, noted_refusal, time_mode
 from bench.gpu.meters import WARMUP_CALLS, Meter
-from bench.gpu.model_steps import STEPS, Variant, variants
-from bench.model_problems import make_networks, network_problem
-from bench.problems import Candidate
+from bench.model_steps import STEPS, Variant, variants
 from bench.shapes import ALL_DTYPES
+from mobilevit_kernels.benchmark.candidates import Candidate, is_ours
+from mobilevit_kernels.benchmark.gate import Gate, GateResult
+from mobilevit_kernels.benchmark.networks import make_networks, network_problem
 
 MODE = "step"
 # float64 truth of more images would not fit beside the candidates.

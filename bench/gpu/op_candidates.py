@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu.meters import Scoped
-from bench.problems import OURS, Candidate, Problem
+from mobilevit_kernels.benchmark.candidates import OURS, Candidate, Problem
 
 SDPA_BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,

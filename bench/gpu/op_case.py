@@ -6,14 +6,15 @@ from typing import Any
 from torch import Tensor
 
 from bench.case import Case
-from bench.gate import Gate, GateResult
 from bench.gpu.budget import time_limit
 from bench.gpu.limits import Limits, moved_bytes
 from bench.gpu.measure import Record, case_record, noted_refusal, time_mode
 from bench.gpu.meters import NO_GRAPHS, Call, Meter
 from bench.gpu.op_candidates import OpCandidate, op_candidates
-from bench.problems import OURS, Candidate, Problem, stage_problem
+from bench.problems import stage_problem
 from bench.shapes import ALL_DTYPES, StageShape
+from mobilevit_kernels.benchmark.candidates import OURS, Candidate, Problem
+from mobilevit_kernels.benchmark.gate import Gate, GateResult
 
 # From this batch on, inputs do not stay in the cache between the layers of a model.
 _COLD_FROM_BATCH = 32

@@ -8,8 +8,9 @@ from bench.gpu.meters import Meter
 from bench.gpu.model_case import forget_compiled_code, measure_model
 from bench.gpu.op_case import Rates, measure_op
 from bench.gpu.plan import DTYPES, Planned
-from bench.shapes import ALL_DTYPES, IMAGE_SIDE, SMOKE_IMAGE_SIDE
-from bench.timing import matrix_rate
+from bench.shapes import ALL_DTYPES
+from mobilevit_kernels.benchmark.cases import IMAGE_SIDE, SMOKE_IMAGE_SIDE
+from mobilevit_kernels.benchmark.timing import matrix_rate
 
 _COPY_BYTES = 1 << 30
 _MATRIX_SIZE = 8192

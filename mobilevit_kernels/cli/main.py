@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from pathlib import Path
 from mobilevit_kernels.cli.errors import UserError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-COMMANDS = ("info", "demo", "classify", "convert")
+COMMANDS = ("info", "demo", "classify", "convert", "bench")
 FORMATS = ("timm", "cvnets", "hf")
+# Named here and in mobilevit_kernels.benchmark, which only the command itself imports.
+BENCH_DTYPES, BENCH_PEERS = ("fp32", "bf16"), ("compile", "onnxruntime", "openvino")
 DEMO_MODELS = ("mobilevit_s", "mobilevitv2_100", "mobilevitv3_s")
 
 # Packages that only some commands need, and the extra of this package that installs them.
@@ -69,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_classify(commands)
     _add_convert(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -77,6 +81,17 @@ def positive_int(text: str) -> int:
     value = int(text) if text.lstrip("+-").isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return value
 
 
@@ -156,3 +171,38 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="reverse the stem's input channels (RGB weights <-> BGR weights)",
     )
+
+
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="speed of whole models here: ours, plain PyTorch, torch.compile, ONNX Runtime, OpenVINO",
+        description="Times inference of whole models, every candidate in turn on the same weights and images, after a "
+        "check against float64, and writes models.json, models.md and models.png. A peer that is not installed is "
+        "reported as absent (pip install 'mobilevit-kernels[peers]'). Ctrl-C ends it and writes what is there. Exit "
+        "code 1 where a result of ours is not right.",
+    )
+    bench.add_argument("--models", nargs="+", metavar="NAME", default=list(DEMO_MODELS))
+    bench.add_argument("--dtypes", nargs="+", choices=BENCH_DTYPES, default=list(BENCH_DTYPES))
+    bench.add_argument("--batches", nargs="+", type=positive_int, default=[1, 8], metavar="N")
+    bench.add_argument(
+        "--threads",
+        nargs="+",
+        type=positive_int,
+        metavar="N",
+        help="each a row (default: 1 and torch's choice)",
+    )
+    bench.add_argument(
+        "--peers",
+        nargs="*",
+        choices=BENCH_PEERS,
+        default=list(BENCH_PEERS),
+        help="peers besides eager PyTorch; torch.compile takes about a minute a row",
+    )
+    bench.add_argument(
+        "--output", type=Path, default=Path("bench_output"), metavar="DIR", help="folder of the results"
+    )
+    bench.add_argument(
+        "--budget", type=positive_float, default=4.0, metavar="S", help="seconds of timing a row (4)"
+    )
+    bench.add_argument("--smoke", action="store_true", help="one small case, to see that it runs")

@@ -10,8 +10,8 @@ from bench.case import Case
 from bench.gpu.limits import copy_rate
 from bench.gpu.meters import Meter
 from bench.gpu.model_case import measure_model
-from bench.gpu.model_steps import STEPS, TrainingStep
 from bench.gpu.op_case import Rates, measure_op
+from bench.model_steps import STEPS, TrainingStep
 from bench.shapes import StageShape
 
 ATTENTION = StageShape("unfold_attn_fold", "a small one", channels=24, side=8, num_heads=2)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bench.case import Case
-from bench.gate import GateResult
 from bench.gpu import report
 from bench.gpu.budget import Budget
 from bench.gpu.document import Document
@@ -16,7 +15,8 @@ from bench.gpu.markdown import render
 from bench.gpu.measure import DeviceLost, case_record
 from bench.gpu.plan import Planned, smoke_plan
 from bench.shapes import StageShape
-from bench.timing import Timing
+from mobilevit_kernels.benchmark.gate import GateResult
+from mobilevit_kernels.benchmark.timing import Timing
 
 ATTENTION = StageShape("unfold_attn_fold", "mobilevit_s", channels=144, side=32, num_heads=4)
 CASE = Case(ATTENTION, "fp16", 256, "forward")

@@ -5,11 +5,18 @@ import dataclasses
 import pytest
 import torch
 
-from bench.gate import Gate, error_limit, relative_error
-from bench.model_problems import model_problem
-from bench.problems import OURS, stage_problem
+from bench.problems import stage_problem
 from bench.shapes import STAGE_SHAPES, StageShape
-from bench.timing import num_threads, time_in_turn
+from mobilevit_kernels.benchmark import timing as timing_module
+from mobilevit_kernels.benchmark.candidates import OURS
+from mobilevit_kernels.benchmark.gate import Gate, error_limit, relative_error
+from mobilevit_kernels.benchmark.networks import model_problem
+from mobilevit_kernels.benchmark.timing import (
+    busy_processors,
+    num_threads,
+    settled_seconds_per_call,
+    time_in_turn,
+)
 
 ATTENTION = StageShape("unfold_attn_fold", "a small one", channels=24, side=8, num_heads=2)
 SEPARABLE = StageShape("separable_attn", "a small one", channels=20, side=8)
@@ -100,11 +107,15 @@ def test_gate_closes_on_a_wrong_gradient():
     assert result.quantity.startswith("grad ")
 
 
-def test_gate_closes_on_one_bad_gradient_among_many():
+@pytest.mark.parametrize(
+    "change", [lambda grad: grad * float("nan"), lambda grad: grad * 1.1], ids=["nan", "10 %"]
+)
+def test_gate_closes_on_one_bad_gradient_among_many(change):
     problem = model_problem("mobilevit_xxs", 1, torch.float32, "forward+backward", image_side=64)
     gate = Gate(problem, torch.float32, "forward+backward")
-    spoiled = problem.ours.leaves[len(problem.ours.leaves) // 2]
-    spoiled.register_hook(lambda grad: grad * float("nan"))
+    largest = max(problem.truth.results("forward+backward")[1:], key=lambda grad: grad.abs().max())
+    spoiled = next(leaf for leaf in problem.ours.leaves if leaf.shape == largest.shape)
+    spoiled.register_hook(change)
     result = gate.check()
     assert not result.passed
     assert result.quantity == "gradients"
@@ -135,3 +146,28 @@ def test_timing_runs_the_functions_in_turn_and_restores_threads():
         assert 0 < timing.q1_s <= timing.median_s <= timing.q3_s
     rounds = [timings[name].calls_per_round * [name] for name in (OURS, "peer")]
     assert order[-len(sum(rounds, [])) :] == sum(rounds, [])
+
+
+def test_a_settled_sample_has_one_call_that_does_not_count(monkeypatch):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(timing_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing_module.time, "sleep", lambda seconds: calls.append("pause"))
+
+    def function():
+        clock[0] += 100.0 if calls == ["pause"] else 2.0
+        calls.append("call")
+
+    assert settled_seconds_per_call(function, 3) == 2.0
+    assert calls == ["pause", *4 * ["call"]]
+
+
+def test_busy_processors_are_seconds_of_the_process_over_seconds_of_the_clock(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(timing_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing_module.time, "process_time", lambda: 1.5 * clock[0])
+
+    def function():
+        clock[0] += 0.03
+
+    assert busy_processors(function) == pytest.approx(1.5)

@@ -1,19 +1,21 @@
 """What bench.compare writes: a number only for a right result, beside everything a reader needs to judge it."""
 
 import json
+from typing import Any
 
 import pytest
 
 from bench import compare
 from bench.case import Case
-from bench.gate import GateResult
-from bench.report import write_report
-from bench.rows import Row
 from bench.shapes import ATTENTION_SHAPES
-from bench.timing import Timing
+from mobilevit_kernels.benchmark import session
+from mobilevit_kernels.benchmark.gate import GateResult
+from mobilevit_kernels.benchmark.report import write_report
+from mobilevit_kernels.benchmark.rows import Row, candidate_names
+from mobilevit_kernels.benchmark.timing import Timing
 
 
-def make_row(passed: bool = True, ours_s: float = 0.001, threads: int = 1) -> Row:
+def make_row(passed: bool = True, ours_s: float = 0.001, threads: int = 1, **fields: Any) -> Row:
     timings = {
         "ours": Timing(ours_s, ours_s * 0.9, ours_s * 1.1, 9, 1),
         "slow peer": Timing(0.009, 0.008, 0.010, 9, 1),
@@ -21,7 +23,7 @@ def make_row(passed: bool = True, ours_s: float = 0.001, threads: int = 1) -> Ro
     }
     gate = GateResult(passed, "out", error=1e-6 if passed else 0.5, peer_error=1e-6, limit=2e-6)
     case = Case(ATTENTION_SHAPES[0], "fp32", 1, "forward")
-    return Row(case, threads, gate, timings, flops=1e8, matrix_rate=2e11)
+    return Row(case, threads, gate, timings, flops=1e8, matrix_rate=2e11, **fields)
 
 
 def report(rows, folder):
@@ -61,7 +63,8 @@ def test_failed_gate_prints_no_speed_up(tmp_path):
 
 @pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 1)])
 def test_command_fails_where_a_gate_failed(passed, status, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(compare, "run", lambda options, cases: ([make_row(passed)], {("fp32", 1): 2e11}))
+    measured = session.Measured([make_row(passed)], {("fp32", 1): 2e11})
+    monkeypatch.setattr(session, "run", lambda cases, settings: measured)
     assert compare.main(["ops", "--output", str(tmp_path), "--name", "mine"]) == status
     assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine.md", "mine.png"}
     assert ("FAILED" in capsys.readouterr().out) is not passed
@@ -69,9 +72,60 @@ def test_command_fails_where_a_gate_failed(passed, status, monkeypatch, tmp_path
 
 def test_filter_selects_cases_and_an_empty_choice_is_an_error(tmp_path):
     options = compare.parse_arguments(["ops", "--filter", "C144-32x32 fp32 batch 8"])
-    assert [str(case) for case in compare.select_cases(options)] == [
+    assert [str(case) for case in compare.select_cases(options, "ops", [])] == [
         "unfold_attn_fold C144-32x32 fp32 batch 8 forward",
         "unfold_attn_fold C144-32x32 fp32 batch 8 forward+backward",
     ]
     with pytest.raises(SystemExit, match="nothing matches 'no such case'"):
         compare.main(["models", "--filter", "no such case", "--output", str(tmp_path)])
+
+
+def test_absent_and_inexact_peers_are_marked_and_explained(tmp_path):
+    inexact = GateResult(False, "out", error=1e-3, peer_error=1e-6, limit=2e-6)
+    row = make_row(
+        absent={"OpenVINO": "not installed"},
+        other_gates={"fast peer": inexact},
+        processors={"ours": 1.0, "slow peer": 2.0},
+        same_top1=0.5,
+    )
+    json_path, markdown_path, _ = report([row], tmp_path)
+    record = json.loads(json_path.read_text())["rows"][0]
+    assert record["absent"] == {"OpenVINO": "not installed"}
+    assert record["best_peer"] == "fast peer"
+    text = markdown_path.read_text()
+    assert "| 1 | 9 | 3 † | 50% |" in text
+    assert "- OpenVINO (every row, fp32): not installed" in text
+    assert (
+        "- slow peer (every row, fp32): kept more processors busy than the row has threads, up to 2.0" in text
+    )
+
+
+def test_a_peer_absent_in_one_row_says_so_in_its_cell(tmp_path):
+    present, absent = make_row(), make_row(absent={"fast peer": "RuntimeError: no"})
+    del absent.timings["fast peer"]
+    text = report([present, absent], tmp_path)[1].read_text()
+    assert "| 1 | 9 | 3 |\n" in text
+    assert "| 1 | 9 | absent |\n" in text
+    assert "- fast peer (1 of 2 rows, fp32): RuntimeError: no" in text
+
+
+def test_another_way_to_run_ours_is_no_peer():
+    row = make_row()
+    row.timings["ours eager"] = Timing(1e-6, 1e-6, 1e-6, 9, 1)
+    assert row.best_peer == "fast peer"
+
+
+def test_many_candidates_are_drawn_in_a_picture_of_their_own(tmp_path):
+    row = make_row(absent={"ONNX Runtime": "absent"})
+    for name in ("eager NCHW", "OpenVINO"):
+        row.timings[name] = Timing(0.002, 0.002, 0.002, 9, 1)
+    *_, picture = report([row, make_row()], tmp_path)
+    assert picture.name == "ops_candidates.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(report([make_row()], tmp_path)) == 3
+
+
+def test_candidates_keep_their_order_where_a_row_lacks_one():
+    few, all_of_them = make_row(), make_row()
+    del few.timings["slow peer"]
+    assert candidate_names([few, all_of_them]) == ["ours", "slow peer", "fast peer"]

@@ -17,7 +17,7 @@ from op_problems import BUILDERS, LAYOUTS, Problem
 from torch import nn
 
 import mobilevit_kernels
-from bench.model_problems import randomize_batch_norms
+from mobilevit_kernels.benchmark.networks import randomize_batch_norms
 
 DEVICE = torch.device(os.environ.get("MOBILEVIT_GPU_TEST_DEVICE", "cuda"))
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

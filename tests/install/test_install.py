@@ -81,6 +81,17 @@ def test_installed_command_line_answers(install, tmp_path):
     assert torch.__version__ in result.stdout
 
 
+def test_installed_comparison_needs_nothing_of_the_sources(install, tmp_path):
+    arguments = ["--smoke", "--models", "mobilevit_xxs", "--threads", "1", "--peers", "--output", "results"]
+    result = install().run("-m", "mobilevit_kernels", "bench", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "results").iterdir()} >= {
+        "models.json",
+        "models.md",
+        "models.png",
+    }
+
+
 def test_another_torch_is_one_sentence_with_both_versions_and_the_command(install, tmp_path):
     installed = install()
     (installed.package / "_build_info.py").write_text('TORCH_VERSION = "2.11.0+elsewhere"\n')

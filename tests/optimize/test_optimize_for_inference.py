@@ -137,24 +137,20 @@ def test_exports(name: str) -> None:
         assert_close(program.module()(images()), optimized(images()))
 
 
-def top1(logits: Tensor) -> list[int]:
-    """The class of each image."""
-    return logits.argmax(dim=1).tolist()
-
-
 @pytest.mark.parametrize("matrix_unit", [False, True], ids=["without-amx", "with-amx"])
 def test_bfloat16_is_at_most_twice_as_far_off_as_autocast(
     model: nn.Module, matrix_unit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "has_bfloat16_matrix_unit", lambda: matrix_unit)
     optimized = optimize_for_inference(model, torch.bfloat16)
+    x = images(batch=8)
     with torch.inference_mode():
-        expected = logits_of(model, images())
-        actual = logits_of(optimized, images())
+        expected, actual = logits_of(model, x), logits_of(optimized, x)
         with torch.autocast("cpu", torch.bfloat16):
-            plain = logits_of(model, images()).float()
+            plain = logits_of(model, x).float()
     assert actual.dtype == torch.float32
-    assert (actual - expected).abs().max() <= 2 * (plain - expected).abs().max()
+    # The mean: the largest of a few rounding errors is luck.
+    assert (actual - expected).square().mean().sqrt() <= 2 * (plain - expected).square().mean().sqrt()
     assert any(p.dtype == torch.bfloat16 for p in optimized.parameters()) == matrix_unit
 
 

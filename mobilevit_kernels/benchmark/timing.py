@@ -11,6 +11,8 @@ import torch
 # A sample shorter than this would measure the clock.
 _SHORTEST_SAMPLE_S = 2e-4
 _MATRIX_SIZE = 2048
+_SETTLE_S = 8e-3
+_BUSY_S = 5e-2
 
 Sampler = Callable[[Callable[[], object], int], float]
 
@@ -45,6 +47,29 @@ def seconds_per_call(function: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def settled_seconds_per_call(function: Callable[[], object], calls: int) -> float:
+    """One sample after a pause and one call that does not count.
+
+    The threads of one runtime spin for a while after their last call, up to 6 ms with the OpenMP of torch, and would
+    slow the candidate of another that is timed next.
+    """
+    time.sleep(_SETTLE_S)
+    function()
+    return seconds_per_call(function, calls)
+
+
+def busy_processors(function: Callable[[], object]) -> float:
+    """Processors that a function keeps busy: seconds of the process over seconds of the clock, threads of all kinds."""
+    time.sleep(_SETTLE_S)
+    function()
+    start, start_cpu = time.perf_counter(), time.process_time()
+    while True:
+        function()
+        elapsed = time.perf_counter() - start
+        if elapsed >= _BUSY_S:
+            return (time.process_time() - start_cpu) / elapsed
+
+
 def time_in_turn(
     functions: Mapping[str, Callable[[], object]],
     budget_s: float,
@@ -68,9 +93,11 @@ def time_in_turn(
     round_s = 0.0
     for name, function in functions.items():
         function()
+        start = time.perf_counter()
         estimate = sample(function, 1)
+        overhead_s = max(0.0, time.perf_counter() - start - estimate)
         calls[name] = max(1, round(_SHORTEST_SAMPLE_S / max(estimate, 1e-9)))
-        round_s += estimate * calls[name]
+        round_s += estimate * calls[name] + overhead_s
     rounds = min(max_rounds, max(min_rounds, int(budget_s / round_s)))
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):

@@ -1,11 +1,11 @@
-"""The picture of what bench.compare measured."""
+"""The picture of what was measured."""
 
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.rows import Row
+from mobilevit_kernels.benchmark.rows import Row
 
 _SHORT_NAMES = {"unfold_attn_fold": "v1", "separable_attn": "v2"}
 _MARKERS = "os^Dv<>P"
@@ -58,7 +58,7 @@ def _draw_panel(panel: Axes, rows: list[Row], labels: list[str], series: list[Se
     panel.axhline(1.0, color="black", linewidth=0.8)
     panel.set_yscale("log", base=2)
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    panel.set_ylabel("speed-up over plain PyTorch")
+    panel.set_ylabel("speed-up over the best peer")
     panel.grid(axis="y", linewidth=0.3)
 
 

@@ -2,21 +2,25 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from bench import peers
-from bench.problems import OURS, Candidate, Problem
 from mobilevit_kernels import use_backend
+from mobilevit_kernels.benchmark.autocast import call_under_autocast
+from mobilevit_kernels.benchmark.candidates import INFERENCE, OURS, Candidate, Problem
+from mobilevit_kernels.benchmark.timm_models import has_timm_model, timm_model
 from mobilevit_kernels.models import create_model
+
+# The peers of a problem after ``with_layout_names``.
+LAYOUT_NAMES = ("eager NCHW", "eager NHWC")
 
 
 def peer_names(name: str) -> tuple[str, str]:
     """The peers of a model, in NCHW and NHWC: timm's model, or ours on the reference ops where timm has none."""
-    kind = "timm" if peers.has_timm_model(name) else "reference ops"
+    kind = "timm" if has_timm_model(name) else "reference ops"
     return f"{kind} NCHW", f"{kind} NHWC"
 
 
@@ -42,8 +46,8 @@ def make_networks(name: str) -> Networks:
     torch.manual_seed(0)
     model = create_model(name)
     randomize_batch_norms(model)
-    if peers.has_timm_model(name):
-        return Networks(name, model, peers.timm_model(name, model.state_dict()), None)
+    if has_timm_model(name):
+        return Networks(name, model, timm_model(name, model.state_dict()), None)
     return Networks(name, model, model, "reference")
 
 
@@ -70,11 +74,10 @@ def network_problem(
         networks: who computes.
         images: ``[B, 3, H, W]`` float32, on the device to compute on.
         dtype: of the weights and the images, or of autocast.
-        direction: "forward" runs in eval mode; "forward+backward" in training mode, and takes the gradients of all
-            parameters.
+        direction: one of ``INFERENCE`` runs in eval mode, any other in training mode with gradients of all parameters.
         autocast: keeps weights and images in float32 and computes under ``torch.autocast``.
     """
-    training = direction != "forward"
+    training = direction not in INFERENCE
     stored = torch.float32 if autocast else dtype
     nchw, nhwc = peer_names(networks.name)
     with torch.no_grad():
@@ -87,13 +90,13 @@ def network_problem(
         network = place_network(network, images.device, layout).to(stored).to(to).train(training)
         call = partial(run_network, network, images.to(stored).to(to, memory_format=layout), backend)
         if autocast and not is_truth:
-            call = partial(_autocast, call, images.device.type, dtype)
+            call = partial(call_under_autocast, call, images.device.type, dtype)
         grad = grad_out.to(to) if is_truth else grad_out
-        return Candidate(label, call, tuple(_parameters(network).values()), grad)
+        return Candidate(label, call, tuple(parameters_by_name(network).values()), grad)
 
     plain, backend = networks.plain, networks.plain_backend
     return Problem(
-        quantities=("logits", *("gradients" for _ in _parameters(networks.ours))),
+        quantities=("logits", *("gradients" for _ in parameters_by_name(networks.ours))),
         ours=candidate(OURS, networks.ours, torch.channels_last, None, stored),
         peers=(
             candidate(nchw, plain, torch.contiguous_format, backend, stored),
@@ -103,19 +106,20 @@ def network_problem(
     )
 
 
+def with_layout_names(problem: Problem) -> Problem:
+    """The problem with its peers named by memory format alone, so that models with and without timm share a column."""
+    renamed = [replace(peer, name=name) for peer, name in zip(problem.peers, LAYOUT_NAMES, strict=True)]
+    return replace(problem, peers=tuple(renamed))
+
+
 def place_network(network: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
     """A copy of a network on a device, its weights in a memory format."""
     return copy.deepcopy(network).to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def _parameters(network: nn.Module) -> dict[str, Tensor]:
+def parameters_by_name(network: nn.Module) -> dict[str, Tensor]:
     """Parameters by name, sorted: two models with the same names then agree in order."""
     return dict(sorted(network.named_parameters()))
-
-
-def _autocast(call: Callable[[], Tensor], device: str, dtype: torch.dtype) -> Tensor:
-    with torch.autocast(device, dtype):
-        return call()
 
 
 def run_network(network: Callable[[Tensor], Tensor], images: Tensor, backend: str | None) -> Tensor:

@@ -1,15 +1,15 @@
 """What a model is timed on: one inference or one training step under autocast, eager, captured or compiled."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.model_problems import Networks, place_network, run_network
-from bench.problems import OURS
+from mobilevit_kernels.benchmark.autocast import autocast
+from mobilevit_kernels.benchmark.candidates import OURS
+from mobilevit_kernels.benchmark.networks import Networks, place_network, run_network
 
 LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 
@@ -118,11 +118,6 @@ STEPS: dict[str, Callable[[Variant, Tensor, torch.dtype, str], Callable[[], Tens
     "inference": Inference,
     "training step": TrainingStep,
 }
-
-
-def autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """``torch.autocast`` for half precision; nothing for float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
 
 
 def _maybe_compiled(network: nn.Module, variant: Variant, mode: str) -> Callable[[Tensor], Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from mobilevit_kernels import current_backend, explain_backends
 
-_PACKAGES = ("mobilevit-kernels", "torch", "timm")
+_PACKAGES = ("mobilevit-kernels", "torch", "timm", "onnxruntime", "onnx", "onnxscript", "openvino")
 
 
 def processor_name() -> str:

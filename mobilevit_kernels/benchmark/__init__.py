@@ -1,0 +1,1 @@
+"""Measuring speed against plain PyTorch and other runtimes: problems, a correctness gate, timing, reports."""
