@@ -7,6 +7,7 @@
 
 #include "cpu/simd.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -162,20 +163,41 @@ inline void with_rows(int64_t rows, const Function& function) {
   }
 }
 
-// A block of rows against all columns, panel after panel.
+// A block of rows against the columns [column, end), panel after panel.
 template <int kRows, bool kAdjacentRows, typename T, typename Epilogue>
-inline void gemm_row_block(const Product<T>& product, int64_t row, int64_t columns, const Epilogue& epilogue) {
+inline void gemm_row_block(
+    const Product<T>& product, int64_t row, int64_t column, int64_t end, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
-  int64_t column = 0;
-  for (; column + kPanel<T> <= columns; column += kPanel<T>) {
+  for (; column + kPanel<T> <= end; column += kPanel<T>) {
     gemm_tile<kRows, kGemmVectors, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
   }
-  for (; column + kLanes <= columns; column += kLanes) {
+  for (; column + kLanes <= end; column += kLanes) {
     gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
   }
-  if (column < columns) {
-    const PartialVector access{static_cast<int>(columns - column)};
+  if (column < end) {
+    const PartialVector access{static_cast<int>(end - column)};
     gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, access, epilogue);
+  }
+}
+
+// All rows against the columns [begin, end), block after block.
+template <typename T, typename Epilogue>
+inline void gemm_columns(
+    const Product<T>& product, int64_t rows, int64_t begin, int64_t end, const Epilogue& epilogue) {
+  static_assert(kPackedColumns % kPanel<T> == 0);
+  // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
+  const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
+  for (int64_t block = 0, row = 0; block < blocks; ++block) {
+    const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
+    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
+      constexpr int kRows = decltype(count)::value;
+      if (product.a.row_stride == 1) {
+        gemm_row_block<kRows, true>(product, row, begin, end, epilogue);
+      } else {
+        gemm_row_block<kRows, false>(product, row, begin, end, epilogue);
+      }
+    });
+    row += block_rows;
   }
 }
 
@@ -185,21 +207,17 @@ template <typename T, typename Epilogue>
 inline void gemm(
     int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const PanelMatrix<T>& b, T* c,
     int64_t c_stride, const Epilogue& epilogue) {
-  static_assert(kPackedColumns % kPanel<T> == 0);
+  gemm_columns(Product<T>{a, b, c, c_stride, depth}, rows, 0, columns, epilogue);
+}
+
+// The same with panels of B as the outer loop: B is read from memory once, A again and again from the cache.
+template <typename T, typename Epilogue>
+inline void gemm_panels(
+    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const PanelMatrix<T>& b, T* c,
+    int64_t c_stride, const Epilogue& epilogue) {
   const Product<T> product{a, b, c, c_stride, depth};
-  // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
-  const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
-  for (int64_t block = 0, row = 0; block < blocks; ++block) {
-    const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
-    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
-      constexpr int kRows = decltype(count)::value;
-      if (a.row_stride == 1) {
-        gemm_row_block<kRows, true>(product, row, columns, epilogue);
-      } else {
-        gemm_row_block<kRows, false>(product, row, columns, epilogue);
-      }
-    });
-    row += block_rows;
+  for (int64_t column = 0; column < columns; column += kPackedColumns) {
+    gemm_columns(product, rows, column, std::min(column + kPackedColumns, columns), epilogue);
   }
 }
 
