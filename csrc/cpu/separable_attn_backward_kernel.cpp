@@ -44,8 +44,7 @@ class Backward {
         scores_(static_cast<const A*>(args.scores)),
         pooled_(static_cast<const A*>(args.pooled)),
         runs_(args.shape, kRunTokens),
-        chunk_tokens_(std::min(
-            round_up(kChunkValues / channels_ + 1, kRunTokens) * at::get_num_threads(), groups_ * tokens_)),
+        chunk_tokens_(chunk_tokens()),
         shared_(shared_size()),
         packed_value_(shared_.take(matrix_size())),
         packed_out_(shared_.take(matrix_size())),
@@ -77,8 +76,7 @@ class Backward {
 
  private:
   static constexpr int64_t kRunTokens = 32;
-  static constexpr int64_t kTileRuns = 3;
-  static constexpr int64_t kTileTokens = kTileRuns * kRunTokens;
+  static constexpr int64_t kTileTokens = 96;
   static constexpr int64_t kChunkValues = 65536;  // of one operand, for each thread: the operands stay in its cache
   // Sums over the tokens of a run: u relu(v), grad_v, grad_out, grad_query x.
   enum { kContextSum, kValueSum, kOutSum, kQuerySum, kSums };
@@ -105,15 +103,24 @@ class Backward {
     }
   }
 
+  // Chunks as equal as runs allow.
+  int64_t chunk_tokens() const {
+    const int64_t tokens = groups_ * tokens_;
+    const int64_t most = (kChunkValues / channels_ + kRunTokens) * at::get_num_threads();
+    const int64_t chunks = (tokens + most - 1) / most;
+    return std::min(round_up((tokens + chunks - 1) / chunks, kRunTokens), tokens);
+  }
+
   // The chunk that begins with a run; returns the run after it.
   int64_t chunk_gradients(int64_t first) {
-    int64_t last = first + 1;
-    while (last < runs_.count() && runs_.offset(last + 1) - runs_.offset(first) <= chunk_tokens_) ++last;
+    const int64_t last = runs_.end_of(first, runs_.count(), chunk_tokens_);
     const int64_t tokens = runs_.offset(last) - runs_.offset(first);
     for_each_part(4 * tokens * square(), [&](const Part& part) {
       const int64_t end = first + part.end(last - first);
-      for (int64_t run = first + part.begin(last - first); run < end; run += kTileRuns) {
-        tile_gradients(run, std::min(run + kTileRuns, end), runs_.offset(run) - runs_.offset(first));
+      for (int64_t run = first + part.begin(last - first); run < end;) {
+        const int64_t next = runs_.end_of(run, end, kTileTokens);
+        tile_gradients(run, next, runs_.offset(run) - runs_.offset(first));
+        run = next;
       }
     });
     if (!args_.want_grad_weights) return last;
@@ -260,8 +267,8 @@ class Backward {
     Workspace<A> memory(2 * kTileTokens * stride_);
     A *grad_value = memory.take(kTileTokens * stride_), *grad_x = memory.take(kTileTokens * stride_);
     RunRows<T, kRunTokens> rows(args_.shape);
-    for (int64_t run = part.begin(runs_.count()); run < end; run += kTileRuns) {
-      const int64_t last = std::min(run + kTileRuns, end);
+    for (int64_t run = part.begin(runs_.count()), last; run < end; run = last) {
+      last = runs_.end_of(run, end, kTileTokens);
       if (args_.want_grad_x) finish_tile(run, last, grad_value, grad_x);
       for (int64_t i = run; i < last && args_.want_grad_weights; ++i) {
         const A* grad_query = grad_query_ + runs_.offset(i);
@@ -300,8 +307,9 @@ class Backward {
       // grad_key_weight = grad_context^T pooled
       const int64_t begin = part.begin(channels_), rows = part.end(channels_) - begin;
       const StridedMatrix<A> grad_context{grad_context_ + begin, 1, stride_};
-      gemm(rows, channels_, groups_, grad_context, pooled_, channels_, grad_key + begin * channels_, channels_,
-           Overwrite());
+      gemm(
+          rows, channels_, groups_, grad_context, pooled_, channels_, grad_key + begin * channels_, channels_,
+          Overwrite());
     });
   }
 

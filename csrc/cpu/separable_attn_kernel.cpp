@@ -71,6 +71,8 @@ class Forward {
         stride_(padded_row<A>(channels_)),
         tokens_(args.shape.grid.tokens()),
         groups_(args.shape.groups()),
+        pixels_(groups_ * tokens_),
+        few_(pixels_ <= kFewPixels),
         weights_(args.weights, channels_),
         scores_(static_cast<A*>(args.scores)),
         pooled_(static_cast<A*>(args.pooled)),
@@ -85,23 +87,26 @@ class Forward {
         gates_(shared_.take(groups_ * stride_)) {}
 
   void run() {
-    const int64_t pixels = groups_ * tokens_, square = channels_ * channels_;
-    for_each_part(8 * pixels * channels_ + 16 * square, [&](const Part& part) { prepare(part); });
+    const int64_t pixels = pixels_, square = channels_ * channels_;
+    for_each_part(8 * pixels * channels_ + (few_ ? 0 : 16 * square), [&](const Part& part) { prepare(part); });
     for_each_part(4 * groups_ * (10 * tokens_ + pool_runs_.per_group() * channels_), [&](const Part& part) {
       for (int64_t group = part.begin(groups_); group < part.end(groups_); ++group) combine(group);
     });
-    for_each_part(8 * square * groups_, [&](const Part& part) {
-      project_context(part.begin(channels_), part.end(channels_));
-    });
+    for_each_part(
+        8 * square * groups_, [&](const Part& part) { project_context(part.begin(channels_), part.end(channels_)); });
+    if (few_) return project_few();
     for_each_part(4 * square * pixels, [&](const Part& part) { project(part.begin(pixels), part.end(pixels)); });
   }
 
  private:
   static constexpr int64_t kTileRows = 96;
+  // Up to so many pixels the weights are packed a panel at a time, just before the panel is used.
+  static constexpr int64_t kFewPixels = 128;
 
   // A partial pool: maximum query, sum of exponentials, weighted sum of tokens.
   int64_t partial_size() const { return round_up(2 + channels_, 16); }
-  int64_t matrix_size() const { return packed_size(channels_, channels_); }
+  int64_t matrix_size() const { return few_ ? kFewPixels * stride_ : packed_size(channels_, channels_); }
+  int64_t panels() const { return (channels_ + kPackedColumns - 1) / kPackedColumns; }
 
   // What needs no other token: partial pools and packed weights.
   void prepare(const Part& part) {
@@ -109,9 +114,9 @@ class Forward {
     for (int64_t i = part.begin(pool_runs_.count()); i < part.end(pool_runs_.count()); ++i) {
       pool(pool_runs_[i], rows, partials_ + i * partial_size());
     }
-    const int64_t panels = (channels_ + kPackedColumns - 1) / kPackedColumns;
-    const int64_t first = part.begin(panels) * kPackedColumns;
-    const int64_t columns = std::min(part.end(panels) * kPackedColumns, channels_) - first;
+    if (few_) return;
+    const int64_t first = part.begin(panels()) * kPackedColumns;
+    const int64_t columns = std::min(part.end(panels()) * kPackedColumns, channels_) - first;
     const int64_t offset = first * channels_;
     pack_transposed(weights_.value + offset, channels_, columns, channels_, packed_value_ + offset);
     pack_transposed(weights_.out + offset, channels_, columns, channels_, packed_out_ + offset);
@@ -223,21 +228,62 @@ class Forward {
     const int64_t result_stride = in_place ? out_.stride() : stride_;
     const StridedMatrix<A> a{gated, stride_, 1};
     gemm_panels(count, channels_, channels_, a, out, result, result_stride, AddBias<A>(weights_.out_bias));
-    if (!in_place) out_.write(first, count, rows, stride_);
+    if (!in_place) out_.write(first, count, 0, channels_, rows, stride_);
+  }
+
+  // Packs a share of the panels of a weight one by one; calls function(panel, buffer [kFewPixels, kPackedColumns], its
+  // first column).
+  template <typename Function>
+  void for_each_panel(const Part& part, const T* weight, const Function& function) const {
+    Workspace<A> memory((channels_ + kFewPixels) * kPackedColumns);
+    A *packed = memory.take(channels_ * kPackedColumns), *buffer = memory.take(kFewPixels * kPackedColumns);
+    for (int64_t panel = part.begin(panels()); panel < part.end(panels()); ++panel) {
+      const int64_t column = panel * kPackedColumns, count = std::min(kPackedColumns, channels_ - column);
+      pack_transposed_panel(weight + column * channels_, channels_, count, channels_, packed);
+      function(PanelMatrix<A>{packed, kPackedColumns, 0}, buffer, column);
+    }
+  }
+
+  // All rows at once; threads share the columns.
+  void project_few() {
+    const A* contexts[kFewPixels];
+    A *rows = packed_value_, *gated = packed_out_;
+    rows_of_groups(args_.shape.grid, 0, pixels_, gates_, stride_, contexts);
+    const StridedMatrix<A> x = x_.read(0, pixels_, rows, stride_), a{gated, stride_, 1};
+    const GatedValue<A> gate(weights_.value_bias, contexts);
+    const AddBias<A> bias(weights_.out_bias);
+    const int64_t flops = 2 * channels_ * channels_ * pixels_;
+    for_each_part(flops, [&](const Part& part) {
+      for_each_panel(part, weights_.value, [&](const PanelMatrix<A>& b, A* buffer, int64_t column) {
+        const int64_t end = std::min(column + kPackedColumns, channels_);
+        gemm_columns(Product<A>{x, b, gated, stride_, channels_}, pixels_, column, end, gate);
+      });
+    });
+    for_each_part(flops, [&](const Part& part) {
+      for_each_panel(part, weights_.out, [&](const PanelMatrix<A>& b, A* buffer, int64_t column) {
+        const int64_t end = std::min(column + kPackedColumns, channels_);
+        const bool in_place = out_.in_place();
+        A* result = in_place ? out_.row(0) : buffer - column;
+        const int64_t stride = in_place ? out_.stride() : kPackedColumns;
+        gemm_columns(Product<A>{a, b, result, stride, channels_}, pixels_, column, end, bias);
+        if (!in_place) out_.write(0, pixels_, column, end - column, buffer, stride);
+      });
+    });
   }
 
   static constexpr int64_t kContextGroups = 4;
 
   const SeparableForward& args_;
-  int64_t channels_, stride_, tokens_, groups_;
+  int64_t channels_, stride_, tokens_, groups_, pixels_;
+  bool few_;
   LayerWeights<T> weights_;
   A *scores_, *pooled_, *context_;
   TokenRuns pool_runs_;
   PixelRows<T> x_, out_;
   Workspace<A> shared_;
-  A* partials_;                     // [pool runs, partial_size()]
-  A *packed_value_, *packed_out_;
-  A* gates_;                        // context in rows of stride_
+  A* partials_;                    // [pool runs, partial_size()]
+  A *packed_value_, *packed_out_;  // with few pixels: x and relu(v) * context, [kFewPixels, stride_]
+  A* gates_;                       // context in rows of stride_
 };
 
 }  // namespace

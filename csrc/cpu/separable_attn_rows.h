@@ -10,7 +10,10 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 class PixelCursor {
  public:
   PixelCursor(const TokenGrid& grid, int64_t pixel)
-      : grid_(grid), b_(pixel / (grid.height * grid.width)), h_(pixel / grid.width % grid.height), w_(pixel % grid.width) {}
+      : grid_(grid),
+        b_(pixel / (grid.height * grid.width)),
+        h_(pixel / grid.width % grid.height),
+        w_(pixel % grid.width) {}
 
   int64_t offset(const MapView& map) const {
     return b_ * map.batch_stride + h_ * map.row_stride + w_ * map.column_stride;
@@ -58,8 +61,9 @@ class PixelRows {
     for_each_row(first, count, [&](int64_t i, T* row) { convert_row(row, buffer + i * stride, shape_.channels); });
     return {buffer, stride, 1};
   }
-  void write(int64_t first, int64_t count, const A* buffer, int64_t stride) const {
-    for_each_row(first, count, [&](int64_t i, T* row) { convert_row(buffer + i * stride, row, shape_.channels); });
+  // The `width` channels from `channel` on of rows [first, first + count), from a buffer of these channels.
+  void write(int64_t first, int64_t count, int64_t channel, int64_t width, const A* buffer, int64_t stride) const {
+    for_each_row(first, count, [&](int64_t i, T* row) { convert_row(buffer + i * stride, row + channel, width); });
   }
 
  private:

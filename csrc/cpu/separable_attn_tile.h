@@ -38,8 +38,12 @@ class TokenRuns {
     return {index / per_group_, first, std::min(length_, tokens_ - first)};
   }
   // Tokens of all groups before a run.
-  int64_t offset(int64_t index) const {
-    return index / per_group_ * tokens_ + index % per_group_ * length_;
+  int64_t offset(int64_t index) const { return index / per_group_ * tokens_ + index % per_group_ * length_; }
+  // The run after as many as make no more than `tokens` from `begin` on, one at least.
+  int64_t end_of(int64_t begin, int64_t end, int64_t tokens) const {
+    int64_t last = begin + 1;
+    while (last < end && offset(last + 1) - offset(begin) <= tokens) ++last;
+    return last;
   }
 
  private:
@@ -77,7 +81,7 @@ class LayerWeights {
   using A = acc_t<T>;
 
  public:
-  const T *key, *value, *out;                       // [C, C]
+  const T *key, *value, *out;                   // [C, C]
   A *query, *key_bias, *value_bias, *out_bias;  // [C]
 
   LayerWeights(const SeparableWeights& weights, int64_t channels)
@@ -111,7 +115,8 @@ class RunRows {
   using A = acc_t<T>;
 
  public:
-  explicit RunRows(const SeparableShape& shape) : shape_(shape), memory_(buffer_size(shape)), buffer_(memory_.take(0)) {}
+  explicit RunRows(const SeparableShape& shape)
+      : shape_(shape), memory_(buffer_size(shape)), buffer_(memory_.take(0)) {}
 
   const A* const* read(const MapView& map, const TokenRun& run) {
     const T* data = static_cast<const T*>(map.data);
