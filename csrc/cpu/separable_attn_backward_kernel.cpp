@@ -6,6 +6,7 @@
 // the rows of the weight gradients, so that no thread keeps a sum of its own. grad_x needs grad_pooled, and so all
 // chunks; until then it holds grad_v.
 #include "cpu/packed.h"
+#include "cpu/separable_attn_gate.h"
 #include "cpu/separable_attn_kernel.h"
 #include "cpu/separable_attn_tile.h"
 
@@ -13,21 +14,6 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
-
-// The path of grad_x through the pooled token, added to the path through the value.
-template <typename A>
-struct AddPooledPath : Overwrite {
-  const A *const *grad_pooled, *scores, *grad_query;  // by row
-  const A* query_weight;
-
-  AddPooledPath(const A* const* grad_pooled, const A* scores, const A* grad_query, const A* query_weight)
-      : grad_pooled(grad_pooled), scores(scores), grad_query(grad_query), query_weight(query_weight) {}
-  template <typename T>
-  Vec<T> operator()(int64_t row, int64_t channel, const Vec<T>& value) const {
-    const auto pooled_path = at::vec::fmadd(Vec<T>(scores[row]), Vec<T>::loadu(grad_pooled[row] + channel), value);
-    return at::vec::fmadd(Vec<T>(grad_query[row]), Vec<T>::loadu(query_weight + channel), pooled_path);
-  }
-};
 
 template <typename T>
 class Backward {
@@ -78,6 +64,7 @@ class Backward {
   static constexpr int64_t kRunTokens = 32;
   static constexpr int64_t kTileTokens = 96;
   static constexpr int64_t kChunkValues = 65536;  // of one operand, for each thread: the operands stay in its cache
+  static constexpr int64_t kDepth = 256;          // tokens of one product of weight gradients
   // Sums over the tokens of a run: u relu(v), grad_v, grad_out, grad_query x.
   enum { kContextSum, kValueSum, kOutSum, kQuerySum, kSums };
 
@@ -149,7 +136,10 @@ class Backward {
     gemm_panels(tokens, channels_, channels_, x_rows, value, gated, stride_, Overwrite());
     gemm_panels(tokens, channels_, channels_, grad_rows, out, grad_value, stride_, Overwrite());
     for (int64_t i = begin, shift = 0; i < end; shift += runs_[i++].count * stride_) {
-      gate_backward(i, grad_out + shift, gated + shift, grad_value + shift);
+      const GateVectors<A> vectors{
+          context_ + runs_[i].group * stride_, weights_.value_bias, run_sum(i, kContextSum), run_sum(i, kValueSum),
+          run_sum(i, kOutSum)};
+      gate_backward(runs_[i].count, channels_, stride_, vectors, grad_out + shift, gated + shift, grad_value + shift);
       if (args_.want_grad_x && !one_chunk()) store(args_.grad_x, runs_[i], grad_value + shift);
     }
   }
@@ -159,30 +149,6 @@ class Backward {
   }
   void store(const MapView& map, const TokenRun& run, const A* rows) const {
     store_tokens<T>(run.slice(args_.shape, map), run.first, run.count, rows, stride_);
-  }
-
-  // Rows of v (without bias) and u of a run: to relu(v) * context and grad_v; and the run's sums.
-  void gate_backward(int64_t index, const A* grad_out, A* value_rows, A* grad_rows) {
-    const TokenRun run = runs_[index];
-    const Vec<A> zero(0);
-    for (int64_t c = 0; c < channels_; c += Vec<A>::size()) {
-      const auto context = Vec<A>::loadu(context_ + run.group * stride_ + c);
-      const auto bias = Vec<A>::loadu(weights_.value_bias + c);
-      Vec<A> context_sum(0), value_sum(0), out_sum(0);
-      for (int64_t i = 0, at = c; i < run.count; ++i, at += stride_) {
-        const auto value = Vec<A>::loadu(value_rows + at) + bias, grad = Vec<A>::loadu(grad_rows + at);
-        const auto rectified = at::vec::maximum(value, zero);
-        const auto grad_value = Vec<A>::blendv(grad * context, zero, value <= zero);
-        (rectified * context).store(value_rows + at);
-        grad_value.store(grad_rows + at);
-        context_sum = at::vec::fmadd(grad, rectified, context_sum);
-        value_sum = value_sum + grad_value;
-        out_sum = out_sum + Vec<A>::loadu(grad_out + at);
-      }
-      context_sum.store(run_sum(index, kContextSum) + c);
-      value_sum.store(run_sum(index, kValueSum) + c);
-      out_sum.store(run_sum(index, kOutSum) + c);
-    }
   }
 
   // sum (+)= left^T right over tokens; `left` has `rows` columns from here on, `right` has C.
@@ -211,8 +177,8 @@ class Backward {
   }
 
   void sum_grad_context(int64_t group) {
-    const int64_t runs = runs_.per_group();
-    sum_runs(group * runs, (group + 1) * runs, kContextSum, grad_context_ + group * stride_);
+    const int64_t first = group * runs_.per_group();
+    sum_runs(first, first + runs_.per_group(), kContextSum, grad_context_ + group * stride_);
   }
 
   // A share of the columns of grad_pooled = grad_context key_weight.
@@ -295,8 +261,7 @@ class Backward {
   }
 
   void finish_weights() {
-    A* grad_query = static_cast<A*>(args_.grad_qkv_weight);
-    A* grad_key = grad_query + channels_;
+    A *grad_query = static_cast<A*>(args_.grad_qkv_weight), *grad_key = grad_query + channels_;
     A* grad_bias = static_cast<A*>(args_.grad_qkv_bias);
     sum_runs(0, runs_.count(), kQuerySum, grad_query);
     grad_bias[0] = 0;
@@ -312,8 +277,6 @@ class Backward {
           Overwrite());
     });
   }
-
-  static constexpr int64_t kDepth = 256;  // tokens of one product of weight gradients
 
   const SeparableBackward& args_;
   int64_t channels_, stride_, tokens_, groups_;
