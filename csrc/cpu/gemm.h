@@ -8,6 +8,7 @@
 #include "cpu/packed_weights.h"
 #include "cpu/simd.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -160,32 +161,40 @@ inline void with_rows(int64_t rows, const Function& function) {
   }
 }
 
-// A block of rows against columns [first, last), panel after panel; first is the start of a panel.
+// A block of rows against the columns [column, end), panel after panel.
 template <int kRows, bool kAdjacentRows, typename T, typename Epilogue>
 inline void gemm_row_block(
-    const Product<T>& product, int64_t row, int64_t first, int64_t last, const Epilogue& epilogue) {
+    const Product<T>& product, int64_t row, int64_t column, int64_t end, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
-  int64_t column = first;
-  for (; column + kPanel<T> <= last; column += kPanel<T>) {
+  for (; column + kPanel<T> <= end; column += kPanel<T>) {
     gemm_tile<kRows, kGemmVectors, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
   }
-  for (; column + kLanes <= last; column += kLanes) {
+  for (; column + kLanes <= end; column += kLanes) {
     gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
   }
-  if (column < last) {
-    const PartialVector access{static_cast<int>(last - column)};
+  if (column < end) {
+    const PartialVector access{static_cast<int>(end - column)};
     gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, access, epilogue);
   }
 }
 
-// Calls function(first row, std::integral_constant<int, rows>) for blocks of rows as equal as possible: 16 rows run as
-// 8 + 8, not as 12 + 4.
-template <typename Function>
-inline void for_row_blocks(int64_t rows, const Function& function) {
+// All rows against the columns [begin, end), block after block.
+template <typename T, typename Epilogue>
+inline void gemm_columns(
+    const Product<T>& product, int64_t rows, int64_t begin, int64_t end, const Epilogue& epilogue) {
+  static_assert(kPackedColumns % kPanel<T> == 0);
+  // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
   const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
-    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) { function(row, count); });
+    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
+      constexpr int kRows = decltype(count)::value;
+      if (product.a.row_stride == 1) {
+        gemm_row_block<kRows, true>(product, row, begin, end, epilogue);
+      } else {
+        gemm_row_block<kRows, false>(product, row, begin, end, epilogue);
+      }
+    });
     row += block_rows;
   }
 }
@@ -196,29 +205,17 @@ template <typename T, typename Epilogue>
 inline void gemm(
     int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const PanelMatrix<T>& b, T* c,
     int64_t c_stride, const Epilogue& epilogue) {
-  static_assert(kPackedColumns % kPanel<T> == 0);
-  const Product<T> product{a, b, c, c_stride, depth};
-  for_row_blocks(rows, [&](int64_t row, auto count) {
-    constexpr int kRows = decltype(count)::value;
-    if (a.row_stride == 1) {
-      gemm_row_block<kRows, true>(product, row, 0, columns, epilogue);
-    } else {
-      gemm_row_block<kRows, false>(product, row, 0, columns, epilogue);
-    }
-  });
+  gemm_columns(Product<T>{a, b, c, c_stride, depth}, rows, 0, columns, epilogue);
 }
 
-// The same, columns as the outer loop: a panel of a B that is larger than the cache is read once for all rows.
+// The same with panels of B as the outer loop: B is read from memory once, A again and again from the cache.
 template <typename T, typename Epilogue>
-inline void gemm_by_panels(
-    int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const PanelMatrix<T>& b, T* c,
+inline void gemm_panels(
+    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const PanelMatrix<T>& b, T* c,
     int64_t c_stride, const Epilogue& epilogue) {
-  const Product<T> product{{a, a_stride, 1}, b, c, c_stride, depth};
-  for (int64_t first = 0; first < columns; first += kPackedColumns) {
-    const int64_t last = std::min(first + kPackedColumns, columns);
-    for_row_blocks(rows, [&](int64_t row, auto count) {
-      gemm_row_block<decltype(count)::value, false>(product, row, first, last, epilogue);
-    });
+  const Product<T> product{a, b, c, c_stride, depth};
+  for (int64_t column = 0; column < columns; column += kPackedColumns) {
+    gemm_columns(product, rows, column, std::min(column + kPackedColumns, columns), epilogue);
   }
 }
 

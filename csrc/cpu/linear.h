@@ -55,7 +55,8 @@ class LinearRunner {
       const PackedLinear<W>& layer, int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride,
       const Epilogue& epilogue) {
     const auto weight = PanelMatrix<W>::packed(layer.weight, layer.inputs);
-    gemm_by_panels(rows, layer.outputs, layer.inputs, a, a_stride, weight, c, c_stride, epilogue);
+    const StridedMatrix<W> matrix{a, a_stride, 1};
+    gemm_panels(rows, layer.outputs, layer.inputs, matrix, weight, c, c_stride, epilogue);
   }
 };
 

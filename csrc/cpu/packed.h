@@ -8,29 +8,51 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 
 inline int64_t packed_size(int64_t columns, int64_t depth) { return round_up(columns, kPackedColumns) * depth; }
 
-// B[k, n] = weight[n, k]: the weight of a linear layer, [columns, depth] row-major.
-template <typename T>
-inline void pack_transposed(const T* weight, int64_t weight_stride, int64_t columns, int64_t depth, T* packed) {
-  for (int64_t first = 0; first < columns; first += kPackedColumns) {
-    const int64_t count = std::min(kPackedColumns, columns - first);
-    T* panel = packed + first * depth;
-    transpose(weight + first * weight_stride, weight_stride, panel, kPackedColumns, count, depth);
-    if (count == kPackedColumns) continue;
-    for (int64_t k = 0; k < depth; ++k) {
-      std::fill(panel + k * kPackedColumns + count, panel + (k + 1) * kPackedColumns, T(0));
+// One panel of pack_transposed: `count` rows of weight become columns. Rows are too many streams for the hardware's
+// prefetchers, so each block asks for the one below it, which is next in memory.
+template <typename From, typename To>
+inline void pack_transposed_panel(const From* weight, int64_t weight_stride, int64_t count, int64_t depth, To* panel) {
+  constexpr int64_t kRows = 16, kDepth = 64 / sizeof(From);
+  alignas(64) To converted[std::is_same_v<From, To> ? 1 : kRows * kDepth];
+  for (int64_t first = 0; first < count; first += kRows) {
+    const int64_t rows = std::min(kRows, count - first);
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      const int64_t width = std::min(kDepth, depth - k);
+      const From* block = weight + first * weight_stride + k;
+      for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(block + (i + kRows) * weight_stride);
+      To* target = panel + k * kPackedColumns + first;
+      if constexpr (std::is_same_v<From, To>) {
+        transpose(block, weight_stride, target, kPackedColumns, rows, width);
+      } else {
+        for (int64_t i = 0; i < rows; ++i) convert_row(block + i * weight_stride, converted + i * kDepth, width);
+        transpose(converted, kDepth, target, kPackedColumns, rows, width);
+      }
     }
+  }
+  if (count == kPackedColumns) return;
+  for (int64_t k = 0; k < depth; ++k) {
+    std::fill(panel + k * kPackedColumns + count, panel + (k + 1) * kPackedColumns, To(0));
   }
 }
 
-// B[k, n] = matrix[k, n], [depth, columns] row-major.
-template <typename T>
-inline void pack(const T* matrix, int64_t matrix_stride, int64_t columns, int64_t depth, T* packed) {
+// B[k, n] = weight[n, k]: the weight of a linear layer, [columns, depth] row-major.
+template <typename From, typename To>
+inline void pack_transposed(const From* weight, int64_t weight_stride, int64_t columns, int64_t depth, To* packed) {
   for (int64_t first = 0; first < columns; first += kPackedColumns) {
     const int64_t count = std::min(kPackedColumns, columns - first);
-    for (int64_t k = 0; k < depth; ++k) {
-      T* row = packed + first * depth + k * kPackedColumns;
+    pack_transposed_panel(weight + first * weight_stride, weight_stride, count, depth, packed + first * depth);
+  }
+}
+
+// B[k, n] = matrix[k, n], [depth, columns] row-major. Rows are read whole, as they lie in memory.
+template <typename From, typename To>
+inline void pack(const From* matrix, int64_t matrix_stride, int64_t columns, int64_t depth, To* packed) {
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t first = 0; first < columns; first += kPackedColumns) {
+      const int64_t count = std::min(kPackedColumns, columns - first);
+      To* row = packed + first * depth + k * kPackedColumns;
       convert_row(matrix + k * matrix_stride + first, row, count);
-      std::fill(row + count, row + kPackedColumns, T(0));
+      if (count < kPackedColumns) std::fill(row + count, row + kPackedColumns, To(0));
     }
   }
 }

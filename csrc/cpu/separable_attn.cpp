@@ -19,15 +19,12 @@ SeparableShape shape_of(const at::Tensor& x, at::IntArrayRef patch_size) {
   return {grid_of(x, patch_size), x.size(1), x.scalar_type()};
 }
 
-// Dense, in the accumulation type.
-at::Tensor parameter(const at::Tensor& tensor, const at::Tensor& x) {
-  return tensor.to(accumulate_dtype(x)).contiguous();
+// Dense, or undefined as it came.
+at::Tensor dense(const OptionalTensor& parameter) {
+  return parameter.has_value() && parameter->defined() ? parameter->contiguous() : at::Tensor();
 }
 
-at::Tensor bias_or_zeros(const OptionalTensor& bias, int64_t size, const at::Tensor& x) {
-  if (bias.has_value() && bias->defined()) return parameter(*bias, x);
-  return at::zeros({size}, x.options().dtype(accumulate_dtype(x)));
-}
+const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
     const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias, const at::Tensor& out_weight,
@@ -36,9 +33,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
   const SeparableShape shape = shape_of(x, patch_size);
   const int64_t channels = shape.channels, positions = shape.grid.positions();
   const at::Tensor map = with_adjacent_channels(x);
-  const at::Tensor weight = parameter(qkv_weight, x), projection = parameter(out_weight, x);
-  const at::Tensor bias = bias_or_zeros(qkv_bias, 1 + 2 * channels, x);
-  const at::Tensor projection_bias = bias_or_zeros(out_bias, channels, x);
+  const at::Tensor weight = dense(qkv_weight), bias = dense(qkv_bias);
+  const at::Tensor projection = dense(out_weight), projection_bias = dense(out_bias);
 
   const auto options = x.options().dtype(accumulate_dtype(x));
   const at::Tensor out = empty_map(x, channels);
@@ -48,8 +44,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
   if (out.numel() > 0) {
     run_separable_attn_forward(
         {shape,
-         {weight.const_data_ptr(), bias.const_data_ptr(), projection.const_data_ptr(),
-          projection_bias.const_data_ptr()},
+         {weight.const_data_ptr(), data_or_null(bias), projection.const_data_ptr(), data_or_null(projection_bias)},
          view_of(map),
          view_of(out),
          scores.mutable_data_ptr(),
@@ -86,8 +81,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   check_saved("context", context, {batch, positions, channels}, dtype, x);
 
   const at::Tensor map = with_adjacent_channels(x), grad_map = with_adjacent_channels(grad_out);
-  const at::Tensor weight = parameter(qkv_weight, x), projection = parameter(out_weight, x);
-  const at::Tensor bias = bias_or_zeros(qkv_bias, rows, x);
+  const at::Tensor weight = dense(qkv_weight), bias = dense(qkv_bias), projection = dense(out_weight);
   const at::Tensor dense_scores = scores.contiguous(), dense_pooled = pooled.contiguous(),
                    dense_context = context.contiguous();
   const auto [want_grad_x, want_grad_weights] = output_mask;
@@ -104,7 +98,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   if (!empty) {
     run_separable_attn_backward(
         {shape,
-         {weight.const_data_ptr(), bias.const_data_ptr(), projection.const_data_ptr(), nullptr},
+         {weight.const_data_ptr(), data_or_null(bias), projection.const_data_ptr(), nullptr},
          view_of(grad_map),
          view_of(map),
          want_grad_x ? view_of(grad_x) : MapView(),

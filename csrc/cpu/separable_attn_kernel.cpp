@@ -1,19 +1,20 @@
 // Separable self-attention, forward: pool the tokens with their scores, project the pooled vector to the context, then
 // run value projection, relu, context and output projection tile by tile.
 //
-// Tokens lie on the vector lanes in the projections: the weights are read as they are, without packing.
+// In the projections tokens are rows, as they lie in the map, and channels are on the vector lanes: the weights are
+// packed once.
 #include "cpu/separable_attn_kernel.h"
 
-#include "cpu/gemm.h"
+#include "cpu/packed.h"
+#include "cpu/separable_attn_rows.h"
 #include "cpu/separable_attn_tile.h"
-#include "cpu/token_io.h"
-
-#include <ATen/Parallel.h>
 
 #include <limits>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
+
+constexpr int64_t kPoolTokens = 64;  // tokens per partial pool: fixed, so that sums do not depend on the threads
 
 // e**x for x <= 0 (or NaN). The rounding of x * log2(e) is put back, for sums over many tokens would show it.
 template <typename A>
@@ -34,19 +35,17 @@ A exp_nonpositive(A x) {
   return lanes[0];
 }
 
-// relu(value) * context of the lane's group, from the value projection without its bias.
+// relu(value) * context of the row's group, from the value projection without its bias.
 template <typename A>
 struct GatedValue : Overwrite {
-  const A *bias, *context;
-  const Tiles<A>& tiles;
-  int64_t tile, channels;
+  const A* bias;
+  const A* const* contexts;  // by row
 
-  GatedValue(const A* bias, const A* context, const Tiles<A>& tiles, int64_t tile, int64_t channels)
-      : bias(bias), context(context), tiles(tiles), tile(tile), channels(channels) {}
+  GatedValue(const A* bias, const A* const* contexts) : bias(bias), contexts(contexts) {}
   template <typename T>
-  Vec<T> operator()(int64_t row, int64_t lane, const Vec<T>& value) const {
-    const Vec<T> gate(context[tiles.group(tile, lane) * channels + row]);
-    return at::vec::maximum(value + Vec<T>(bias[row]), Vec<T>(0)) * gate;
+  Vec<T> operator()(int64_t row, int64_t channel, const Vec<T>& value) const {
+    const auto gate = Vec<T>::loadu(contexts[row] + channel);
+    return at::vec::maximum(value + Vec<T>::loadu(bias + channel), Vec<T>(0)) * gate;
   }
 };
 
@@ -56,8 +55,8 @@ struct AddBias : Overwrite {
 
   explicit AddBias(const A* bias) : bias(bias) {}
   template <typename T>
-  Vec<T> operator()(int64_t row, int64_t /*lane*/, const Vec<T>& value) const {
-    return value + Vec<T>(bias[row]);
+  Vec<T> operator()(int64_t /*row*/, int64_t channel, const Vec<T>& value) const {
+    return value + Vec<T>::loadu(bias + channel);
   }
 };
 
@@ -69,50 +68,68 @@ class Forward {
   explicit Forward(const SeparableForward& args)
       : args_(args),
         channels_(args.shape.channels),
+        stride_(padded_row<A>(channels_)),
         tokens_(args.shape.grid.tokens()),
+        groups_(args.shape.groups()),
+        pixels_(groups_ * tokens_),
+        few_(pixels_ <= kFewPixels),
         weights_(args.weights, channels_),
         scores_(static_cast<A*>(args.scores)),
         pooled_(static_cast<A*>(args.pooled)),
         context_(static_cast<A*>(args.context)),
         pool_runs_(args.shape, kPoolTokens),
-        tiles_(args.shape, at::get_num_threads()),
-        partials_(pool_runs_.count() * partial_size()) {}
+        x_(args_.shape, args_.x),
+        out_(args_.shape, args_.out),
+        shared_(pool_runs_.count() * partial_size() + 2 * matrix_size() + groups_ * stride_ + 64),
+        partials_(shared_.take(pool_runs_.count() * partial_size())),
+        packed_value_(shared_.take(matrix_size())),
+        packed_out_(shared_.take(matrix_size())),
+        gates_(shared_.take(groups_ * stride_)) {}
 
   void run() {
-    A* partials = partials_.take(pool_runs_.count() * partial_size());
-    const int64_t pool_flops = 4 * kPoolTokens * channels_;
-    at::parallel_for(0, pool_runs_.count(), grain_size(pool_flops), [&](int64_t begin, int64_t end) {
-      Workspace<A> workspace(kPoolTokens * channels_);
-      A* rows = workspace.take(kPoolTokens * channels_);
-      for (int64_t i = begin; i < end; ++i) pool(pool_runs_[i], rows, partials + i * partial_size());
+    const int64_t pixels = pixels_, square = channels_ * channels_;
+    for_each_part(8 * pixels * channels_ + (few_ ? 0 : 16 * square), [&](const Part& part) { prepare(part); });
+    for_each_part(4 * groups_ * (10 * tokens_ + pool_runs_.per_group() * channels_), [&](const Part& part) {
+      for (int64_t group = part.begin(groups_); group < part.end(groups_); ++group) combine(group);
     });
-    const int64_t combine_flops = 2 * pool_runs_.per_group() * channels_ + 10 * tokens_;
-    at::parallel_for(0, args_.shape.groups(), grain_size(combine_flops), [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) combine(group, partials);
-    });
-    const int64_t context_flops = 2 * channels_ * args_.shape.groups();
-    at::parallel_for(
-        0, channels_, grain_size(context_flops), [&](int64_t begin, int64_t end) { project_context(begin, end); });
-    const int64_t tile_flops = 4 * channels_ * channels_ * tiles_.lanes();
-    at::parallel_for(0, tiles_.count(), grain_size(tile_flops), [&](int64_t begin, int64_t end) {
-      const int64_t size = channels_ * tiles_.lanes();
-      Workspace<A> workspace(3 * Workspace<A>::padded(size));
-      A *rows = workspace.take(size), *lanes = workspace.take(size), *gated = workspace.take(size);
-      for (int64_t tile = begin; tile < end; ++tile) project(tile, rows, lanes, gated);
-    });
+    for_each_part(
+        8 * square * groups_, [&](const Part& part) { project_context(part.begin(channels_), part.end(channels_)); });
+    if (few_) return project_few();
+    for_each_part(4 * square * pixels, [&](const Part& part) { project(part.begin(pixels), part.end(pixels)); });
   }
 
  private:
-  // A partial pool: maximum query, sum of exponentials, weighted sum of tokens.
-  int64_t partial_size() const { return 2 + channels_; }
+  static constexpr int64_t kTileRows = 96;
+  // Up to so many pixels the weights are packed a panel at a time, just before the panel is used.
+  static constexpr int64_t kFewPixels = 128;
 
-  // Queries of a tile of tokens (left in scores), and their softmax-weighted sum of tokens relative to the tile.
-  void pool(const TokenRun& run, A* rows, A* partial) {
-    load_tokens<T>(run.slice(args_.shape, args_.x), run.first, run.count, rows, channels_);
+  // A partial pool: maximum query, sum of exponentials, weighted sum of tokens.
+  int64_t partial_size() const { return round_up(2 + channels_, 16); }
+  int64_t matrix_size() const { return few_ ? kFewPixels * stride_ : packed_size(channels_, channels_); }
+  int64_t panels() const { return (channels_ + kPackedColumns - 1) / kPackedColumns; }
+
+  // What needs no other token: partial pools and packed weights.
+  void prepare(const Part& part) {
+    RunRows<T, kPoolTokens> rows(args_.shape);
+    for (int64_t i = part.begin(pool_runs_.count()); i < part.end(pool_runs_.count()); ++i) {
+      pool(pool_runs_[i], rows, partials_ + i * partial_size());
+    }
+    if (few_) return;
+    const int64_t first = part.begin(panels()) * kPackedColumns;
+    const int64_t columns = std::min(part.end(panels()) * kPackedColumns, channels_) - first;
+    const int64_t offset = first * channels_;
+    pack_transposed(weights_.value + offset, channels_, columns, channels_, packed_value_ + offset);
+    pack_transposed(weights_.out + offset, channels_, columns, channels_, packed_out_ + offset);
+  }
+
+  // Queries of a run of tokens (left in scores), and their softmax-weighted sum of tokens relative to the run.
+  void pool(const TokenRun& run, RunRows<T, kPoolTokens>& buffer, A* partial) {
+    const A* const* rows = buffer.read(args_.x, run);
     A* scores = scores_ + run.group * tokens_ + run.first;
+    dot_rows(rows, run.count, weights_.query, channels_, scores);
     A maximum = -std::numeric_limits<A>::infinity();
     for (int64_t n = 0; n < run.count; ++n) {
-      scores[n] = dot(rows + n * channels_, weights_.query, channels_) + weights_.bias[0];
+      scores[n] += weights_.query_bias;
       maximum = scores[n] > maximum ? scores[n] : maximum;
     }
     alignas(64) A exponentials[kPoolTokens];
@@ -121,9 +138,7 @@ class Forward {
     for (int64_t n = 0; n < run.count; ++n) sum += exponentials[n];
     partial[0] = maximum;
     partial[1] = sum;
-    gemm(
-        1, channels_, run.count, StridedMatrix<A>{exponentials, run.count, 1}, rows, channels_, partial + 2, channels_,
-        Overwrite());
+    weighted_sum(rows, run.count, exponentials, channels_, partial + 2);
   }
 
   // exponentials = e**(queries - maximum); without a query above -inf, e**-inf = 0 rather than NaN.
@@ -137,9 +152,9 @@ class Forward {
   }
 
   // Joins the partial pools of a group: pooled token, and scores in place of the queries.
-  void combine(int64_t group, const A* partials) {
+  void combine(int64_t group) {
     const int64_t count = pool_runs_.per_group();
-    const A* first = partials + group * count * partial_size();
+    const A* first = partials_ + group * count * partial_size();
     A maximum = first[0];
     for (int64_t i = 1; i < count; ++i) maximum = std::max(maximum, first[i * partial_size()]);
     const A origin = maximum == -std::numeric_limits<A>::infinity() ? A(0) : maximum;
@@ -161,31 +176,114 @@ class Forward {
 
   // context[:, c] = key_weight[c] . pooled + key_bias[c] for channels [begin, end).
   void project_context(int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      for (int64_t group = 0; group < args_.shape.groups(); ++group) {
-        context_[group * channels_ + c] =
-            dot(weights_.key + c * channels_, pooled_ + group * channels_, channels_) + weights_.key_bias()[c];
+    Workspace<A> memory(stride_);
+    A* buffer = memory.take(stride_);
+    for (int64_t group = 0; group < groups_; group += kContextGroups) {
+      const int64_t count = std::min(kContextGroups, groups_ - group);
+      const A* pooled[kContextGroups];
+      for (int64_t i = 0; i < count; ++i) pooled[i] = pooled_ + (group + i) * channels_;
+      for (int64_t c = begin; c < end; ++c) {
+        A context[kContextGroups];
+        dot_rows(pooled, count, accumulation_row(weights_.key + c * channels_, buffer), channels_, context);
+        for (int64_t i = 0; i < count; ++i) {
+          context[i] += weights_.key_bias[c];
+          context_[(group + i) * channels_ + c] = context[i];
+          gates_[(group + i) * stride_ + c] = context[i];
+        }
       }
     }
   }
 
-  void project(int64_t tile, A* rows, A* lanes, A* gated) {
-    const int64_t stride = tiles_.lanes();
-    const int64_t columns = load_tile<T>(args_.shape, args_.x, tiles_, tile, rows, lanes);
-    const StridedMatrix<A> value{weights_.value, channels_, 1}, out{weights_.out, channels_, 1};
-    const GatedValue<A> gate(weights_.value_bias(), context_, tiles_, tile, channels_);
-    gemm(channels_, columns, channels_, value, lanes, stride, gated, stride, gate);
-    gemm(channels_, columns, channels_, out, gated, stride, lanes, stride, AddBias<A>(weights_.out_bias));
-    store_tile<T>(args_.shape, args_.out, tiles_, tile, lanes, rows);
+  const A* accumulation_row(const T* row, A* buffer) const {
+    if constexpr (std::is_same_v<T, A>) {
+      return row;
+    } else {
+      convert_row(row, buffer, channels_);
+      return buffer;
+    }
   }
 
+  // Output rows [begin, end), tile by tile.
+  void project(int64_t begin, int64_t end) {
+    const int64_t tiles = (end - begin + kTileRows - 1) / kTileRows;
+    Workspace<A> memory(2 * kTileRows * stride_);
+    A *rows = memory.take(kTileRows * stride_), *gated = memory.take(kTileRows * stride_);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const Part part{tile, tiles};
+      const int64_t first = begin + part.begin(end - begin);
+      project_tile(first, begin + part.end(end - begin) - first, rows, gated);
+    }
+  }
+
+  void project_tile(int64_t first, int64_t count, A* rows, A* gated) {
+    const A* contexts[kTileRows];
+    rows_of_groups(args_.shape.grid, first, count, gates_, stride_, contexts);
+    const auto value = PanelMatrix<A>::packed(packed_value_, channels_);
+    const auto out = PanelMatrix<A>::packed(packed_out_, channels_);
+    const StridedMatrix<A> x = x_.read(first, count, rows, stride_);
+    const GatedValue<A> gate(weights_.value_bias, contexts);
+    gemm_panels(count, channels_, channels_, x, value, gated, stride_, gate);
+    const bool in_place = out_.in_place();
+    A* result = in_place ? out_.row(first) : rows;
+    const int64_t result_stride = in_place ? out_.stride() : stride_;
+    const StridedMatrix<A> a{gated, stride_, 1};
+    gemm_panels(count, channels_, channels_, a, out, result, result_stride, AddBias<A>(weights_.out_bias));
+    if (!in_place) out_.write(first, count, 0, channels_, rows, stride_);
+  }
+
+  // Packs a share of the panels of a weight one by one; calls function(panel, buffer [kFewPixels, kPackedColumns], its
+  // first column).
+  template <typename Function>
+  void for_each_panel(const Part& part, const T* weight, const Function& function) const {
+    Workspace<A> memory((channels_ + kFewPixels) * kPackedColumns);
+    A *packed = memory.take(channels_ * kPackedColumns), *buffer = memory.take(kFewPixels * kPackedColumns);
+    for (int64_t panel = part.begin(panels()); panel < part.end(panels()); ++panel) {
+      const int64_t column = panel * kPackedColumns, count = std::min(kPackedColumns, channels_ - column);
+      pack_transposed_panel(weight + column * channels_, channels_, count, channels_, packed);
+      function(PanelMatrix<A>{packed, kPackedColumns, 0}, buffer, column);
+    }
+  }
+
+  // All rows at once; threads share the columns.
+  void project_few() {
+    const A* contexts[kFewPixels];
+    A *rows = packed_value_, *gated = packed_out_;
+    rows_of_groups(args_.shape.grid, 0, pixels_, gates_, stride_, contexts);
+    const StridedMatrix<A> x = x_.read(0, pixels_, rows, stride_), a{gated, stride_, 1};
+    const GatedValue<A> gate(weights_.value_bias, contexts);
+    const AddBias<A> bias(weights_.out_bias);
+    const int64_t flops = 2 * channels_ * channels_ * pixels_;
+    for_each_part(flops, [&](const Part& part) {
+      for_each_panel(part, weights_.value, [&](const PanelMatrix<A>& b, A* buffer, int64_t column) {
+        const int64_t end = std::min(column + kPackedColumns, channels_);
+        gemm_columns(Product<A>{x, b, gated, stride_, channels_}, pixels_, column, end, gate);
+      });
+    });
+    for_each_part(flops, [&](const Part& part) {
+      for_each_panel(part, weights_.out, [&](const PanelMatrix<A>& b, A* buffer, int64_t column) {
+        const int64_t end = std::min(column + kPackedColumns, channels_);
+        const bool in_place = out_.in_place();
+        A* result = in_place ? out_.row(0) : buffer - column;
+        const int64_t stride = in_place ? out_.stride() : kPackedColumns;
+        gemm_columns(Product<A>{a, b, result, stride, channels_}, pixels_, column, end, bias);
+        if (!in_place) out_.write(0, pixels_, column, end - column, buffer, stride);
+      });
+    });
+  }
+
+  static constexpr int64_t kContextGroups = 4;
+
   const SeparableForward& args_;
-  int64_t channels_, tokens_;
-  LayerWeights<A> weights_;
+  int64_t channels_, stride_, tokens_, groups_, pixels_;
+  bool few_;
+  LayerWeights<T> weights_;
   A *scores_, *pooled_, *context_;
   TokenRuns pool_runs_;
-  Tiles<A> tiles_;
-  Workspace<A> partials_;
+  PixelRows<T> x_, out_;
+  Workspace<A> shared_;
+  A* partials_;                    // [pool runs, partial_size()]
+  A *packed_value_, *packed_out_;  // with few pixels: x and relu(v) * context, [kFewPixels, stride_]
+  A* gates_;                       // context in rows of stride_
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What the ATen side hands to the kernels of separable_attn. Matrices, vectors and statistics are dense and in the
-// accumulation type; the maps are in the dtype of x.
+// What the ATen side hands to the kernels of separable_attn. Maps, weights and biases are in the dtype of x; statistics
+// and gradients of the parameters are in the accumulation type. All but the maps are dense.
 #pragma once
 
 #include "cpu/dispatch.h"
@@ -16,8 +16,8 @@ struct SeparableShape {
 };
 
 struct SeparableWeights {
-  const void *qkv_weight, *qkv_bias;  // [1 + 2C, C], [1 + 2C], rows query | key | value
-  const void *out_weight, *out_bias;  // [C, C], [C]; the backward needs no out_bias
+  const void *qkv_weight, *qkv_bias;  // [1 + 2C, C], [1 + 2C] or null, rows query | key | value
+  const void *out_weight, *out_bias;  // [C, C], [C] or null; the backward needs no out_bias
 };
 
 struct SeparableForward {

@@ -1,14 +1,15 @@
-// How the kernels of separable_attn cut a map into tiles of tokens, and their view of the weights.
+// How the kernels of separable_attn share tokens between threads, and the small vectors that they all read.
 #pragma once
 
+#include "cpu/gemm.h"
 #include "cpu/separable_attn_kernel.h"
 #include "cpu/token_io.h"
+
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
-
-constexpr int64_t kPoolTokens = 64;  // tokens per partial pool: fixed, so that sums do not depend on the threads
 
 // Consecutive tokens of one group (sample and pixel position).
 struct TokenRun {
@@ -20,7 +21,8 @@ struct TokenRun {
   }
 };
 
-// All tokens of a map, group after group, in runs of at most `length`.
+// All tokens of a map, group after group, in runs of at most `length`: fixed, so that sums over a run do not depend on
+// the threads.
 class TokenRuns {
  public:
   TokenRuns(const SeparableShape& shape, int64_t length)
@@ -35,88 +37,165 @@ class TokenRuns {
     const int64_t first = index % per_group_ * length_;
     return {index / per_group_, first, std::min(length_, tokens_ - first)};
   }
+  // Tokens of all groups before a run.
+  int64_t offset(int64_t index) const { return index / per_group_ * tokens_ + index % per_group_ * length_; }
+  // The run after as many as make no more than `tokens` from `begin` on, one at least.
+  int64_t end_of(int64_t begin, int64_t end, int64_t tokens) const {
+    int64_t last = begin + 1;
+    while (last < end && offset(last + 1) - offset(begin) <= tokens) ++last;
+    return last;
+  }
 
  private:
   int64_t tokens_, length_, per_group_, count_;
 };
 
-// Items below which a second thread costs more than it saves.
-inline int64_t grain_size(int64_t flops_per_item) {
-  return std::max<int64_t>(1, 2000000 / std::max<int64_t>(flops_per_item, 1));
+// One of `count` equal shares of some work.
+struct Part {
+  int64_t index, count;
+
+  int64_t begin(int64_t items) const { return items * index / count; }
+  int64_t end(int64_t items) const { return items * (index + 1) / count; }
+};
+
+// Calls function(part) in parallel, on as many threads as the work is worth.
+template <typename Function>
+void for_each_part(int64_t flops, const Function& function) {
+  constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
+  const int64_t parts = std::clamp<int64_t>(flops / kFlopsPerThread, 1, at::get_num_threads());
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) function(Part{i, parts});
+  });
 }
 
-// A tile fills the vector lanes: one run of tokens per vector, of the same group or not.
+// A row of `channels` values with room for whole vectors and a last one that begins inside; rows of this stride do not
+// fall into the same few cache sets.
 template <typename A>
-class Tiles {
+int64_t padded_row(int64_t channels) {
+  return round_up(channels, 16) + 16;
+}
+
+// The layer's parameters: matrices as they are given, vectors in the accumulation type, padded to whole vectors.
+template <typename T>
+class LayerWeights {
+  using A = acc_t<T>;
+
  public:
-  static constexpr int64_t kTokens = 64;  // lanes of a tile: the weights are read once per tile
+  const T *key, *value, *out;                   // [C, C]
+  A *query, *key_bias, *value_bias, *out_bias;  // [C]
 
-  Tiles(const SeparableShape& shape, int threads) : runs_(shape, Vec<A>::size()) {
-    const int64_t share = (runs_.count() + threads - 1) / threads;
-    runs_per_tile_ = std::clamp<int64_t>(share, 1, kTokens / Vec<A>::size());
+  LayerWeights(const SeparableWeights& weights, int64_t channels)
+      : key(static_cast<const T*>(weights.qkv_weight) + channels),
+        value(key + channels * channels),
+        out(static_cast<const T*>(weights.out_weight)),
+        memory_(4 * padded_row<A>(channels)) {
+    const T* qkv_bias = static_cast<const T*>(weights.qkv_bias);
+    query = take(static_cast<const T*>(weights.qkv_weight), channels);
+    key_bias = take(qkv_bias == nullptr ? nullptr : qkv_bias + 1, channels);
+    value_bias = take(qkv_bias == nullptr ? nullptr : qkv_bias + 1 + channels, channels);
+    out_bias = take(static_cast<const T*>(weights.out_bias), channels);
+    query_bias = qkv_bias == nullptr ? A(0) : static_cast<A>(qkv_bias[0]);
   }
-  int64_t count() const { return (runs_.count() + runs_per_tile_ - 1) / runs_per_tile_; }
-  int64_t lanes() const { return runs_per_tile_ * Vec<A>::size(); }
-  const TokenRuns& runs() const { return runs_; }
+  A query_bias;
 
-  // Calls function(run, index of the run, its first lane) for each run of a tile; returns the lanes in use.
-  template <typename Function>
-  int64_t for_each_run(int64_t tile, const Function& function) const {
-    const int64_t begin = tile * runs_per_tile_, end = std::min(begin + runs_per_tile_, runs_.count());
-    for (int64_t i = begin; i < end; ++i) function(runs_[i], i, (i - begin) * Vec<A>::size());
-    return (end - begin) * Vec<A>::size();
+ private:
+  A* take(const T* vector, int64_t channels) {
+    A* result = memory_.take(padded_row<A>(channels));
+    std::fill_n(result, padded_row<A>(channels), A(0));
+    if (vector != nullptr) convert_row(vector, result, channels);
+    return result;
   }
 
-  // The group of a lane of a tile.
-  int64_t group(int64_t tile, int64_t lane) const {
-    return (tile * runs_per_tile_ + lane / Vec<A>::size()) / runs_.per_group();
+  Workspace<A> memory_;
+};
+
+// Rows of C of a run of tokens: where they lie in a map of the accumulation type, else converted to a buffer.
+template <typename T, int64_t kTokens>
+class RunRows {
+  using A = acc_t<T>;
+
+ public:
+  explicit RunRows(const SeparableShape& shape)
+      : shape_(shape), memory_(buffer_size(shape)), buffer_(memory_.take(0)) {}
+
+  const A* const* read(const MapView& map, const TokenRun& run) {
+    const T* data = static_cast<const T*>(map.data);
+    const int64_t positions = shape_.grid.positions();
+    TokenCursor token(shape_.grid, map, run.group / positions, run.group % positions, run.first);
+    for (int64_t i = 0; i < run.count; ++i, token.next()) {
+      if constexpr (std::is_same_v<T, A>) {
+        rows_[i] = data + token.offset();
+      } else {
+        A* row = buffer_ + i * padded_row<A>(shape_.channels);
+        convert_row(data + token.offset(), row, shape_.channels);
+        rows_[i] = row;
+      }
+    }
+    return rows_;
+  }
+  // Rows of a matrix in place of a map's.
+  const A* const* read(const A* matrix, int64_t stride, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) rows_[i] = matrix + i * stride;
+    return rows_;
   }
 
  private:
-  TokenRuns runs_;
-  int64_t runs_per_tile_;
+  static int64_t buffer_size(const SeparableShape& shape) {
+    return std::is_same_v<T, A> ? 0 : kTokens * padded_row<A>(shape.channels);
+  }
+
+  const SeparableShape& shape_;
+  Workspace<A> memory_;
+  A* buffer_;
+  const A* rows_[kTokens];
 };
 
-// Rows [lane, C] and lanes [C, lanes] of the tokens of a tile; those past the end of a run are zero. Returns the lanes
-// in use.
-template <typename T, typename A>
-int64_t load_tile(
-    const SeparableShape& shape, const MapView& map, const Tiles<A>& tiles, int64_t tile, A* rows, A* lanes) {
-  const int64_t channels = shape.channels;
-  return tiles.for_each_run(tile, [&](const TokenRun& run, int64_t, int64_t lane) {
-    A* run_rows = rows + lane * channels;
-    load_tokens<T>(run.slice(shape, map), run.first, run.count, run_rows, channels);
-    std::fill_n(run_rows + run.count * channels, (Vec<A>::size() - run.count) * channels, A(0));
-    transpose(run_rows, channels, lanes + lane, tiles.lanes(), Vec<A>::size(), channels);
-  });
-}
-
-// Stores lanes [C, lanes] as the tokens of a tile; rows is scratch.
-template <typename T, typename A>
-void store_tile(
-    const SeparableShape& shape, const MapView& map, const Tiles<A>& tiles, int64_t tile, const A* lanes, A* rows) {
-  const int64_t channels = shape.channels;
-  tiles.for_each_run(tile, [&](const TokenRun& run, int64_t, int64_t lane) {
-    transpose(lanes + lane, tiles.lanes(), rows, channels, channels, run.count);
-    store_tokens<T>(run.slice(shape, map), run.first, run.count, rows, channels);
-  });
-}
-
+// dots[i] = rows[i] . vector. The vector is read once for several rows.
 template <typename A>
-struct LayerWeights {
-  const A *query, *key, *value, *bias, *out, *out_bias;
-  int64_t channels;
+inline void dot_rows(const A* const* rows, int64_t count, const A* vector, int64_t n, A* dots) {
+  constexpr int kRows = 4;
+  int64_t i = 0;
+  for (; i + kRows <= count; i += kRows) {
+    Vec<A> sum[kRows];
+    for (auto& s : sum) s = Vec<A>(0);
+    int64_t c = 0;
+    for (; c + Vec<A>::size() <= n; c += Vec<A>::size()) {
+      const auto factor = Vec<A>::loadu(vector + c);
+      for (int r = 0; r < kRows; ++r) sum[r] = at::vec::fmadd(Vec<A>::loadu(rows[i + r] + c), factor, sum[r]);
+    }
+    if (c < n) {
+      const auto factor = Vec<A>::loadu(vector + c, n - c);
+      for (int r = 0; r < kRows; ++r) sum[r] = at::vec::fmadd(Vec<A>::loadu(rows[i + r] + c, n - c), factor, sum[r]);
+    }
+    for (int r = 0; r < kRows; ++r) dots[i + r] = horizontal_sum(sum[r]);
+  }
+  for (; i < count; ++i) dots[i] = dot(rows[i], vector, n);
+}
 
-  LayerWeights(const SeparableWeights& weights, int64_t channels)
-      : query(static_cast<const A*>(weights.qkv_weight)),
-        key(query + channels),
-        value(key + channels * channels),
-        bias(static_cast<const A*>(weights.qkv_bias)),
-        out(static_cast<const A*>(weights.out_weight)),
-        out_bias(static_cast<const A*>(weights.out_bias)),
-        channels(channels) {}
-  const A* key_bias() const { return bias + 1; }
-  const A* value_bias() const { return bias + 1 + channels; }
-};
+template <int kVectors, typename A, typename Access>
+inline void weighted_sum_columns(
+    const A* const* rows, int64_t count, const A* weights, int64_t column, const Access& access, A* sum) {
+  Vec<A> total[kVectors];
+  for (auto& t : total) t = Vec<A>(0);
+  for (int64_t i = 0; i < count; ++i) {
+    const Vec<A> weight(weights[i]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      total[v] = at::vec::fmadd(access.load(rows[i] + column + v * Vec<A>::size()), weight, total[v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) access.store(total[v], sum + column + v * Vec<A>::size());
+}
+
+// sum = sum_i weights[i] * rows[i], over n columns.
+template <typename A>
+inline void weighted_sum(const A* const* rows, int64_t count, const A* weights, int64_t n, A* sum) {
+  constexpr int64_t kLanes = Vec<A>::size();
+  int64_t c = 0;
+  for (; c + 8 * kLanes <= n; c += 8 * kLanes) weighted_sum_columns<8>(rows, count, weights, c, WholeVectors(), sum);
+  for (; c + 4 * kLanes <= n; c += 4 * kLanes) weighted_sum_columns<4>(rows, count, weights, c, WholeVectors(), sum);
+  for (; c + kLanes <= n; c += kLanes) weighted_sum_columns<1>(rows, count, weights, c, WholeVectors(), sum);
+  if (c < n) weighted_sum_columns<1>(rows, count, weights, c, PartialVector{static_cast<int>(n - c)}, sum);
+}
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY
