@@ -1,7 +1,7 @@
 """Finds the transformer of every MobileViT block and replaces it, with the norm after it, by one op."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ def fuse_transformers(model: nn.Module, dtype: torch.dtype = torch.float32) -> i
         names = _BLOCKS.get(qualified_name(block))
         if names is None:
             continue
-        transformer, norm = (block.get_submodule(name) for name in names)
+        transformer, norm = (cast("Any", block.get_submodule(name)) for name in names)
         replacement = fuse(list(getattr(transformer, "layer", transformer)), norm, dtype)
         if replacement is not None:
             setattr(block, names[0], replacement)
@@ -138,7 +138,10 @@ def fuse(
     if names is None or any(other != names for other in found):
         return None
     separable = names.heads is None
-    norms = [norm, *(layer.get_submodule(name) for layer in layers for name in (names.norm1, names.norm2))]
+    norms: list[Any] = [
+        norm,
+        *(layer.get_submodule(name) for layer in layers for name in (names.norm1, names.norm2)),
+    ]
     if not all(_is_plain_norm(item, separable) for item in norms) or len({item.eps for item in norms}) != 1:
         return None
     if not all(_is_plain_layer(layer, names) for layer in layers):
@@ -177,7 +180,7 @@ def _is_plain_layer(layer: nn.Module, names: LayerNames) -> bool:
         leaf = next(module.children(), None) is None
         if leaf and module not in known and type(module).__name__ not in _DOES_NOTHING:
             return False
-    linears = [layer.get_submodule(name) for name in (*names.qkv, names.out, names.fc1, names.fc2)]
+    linears: list[Any] = [layer.get_submodule(name) for name in (*names.qkv, names.out, names.fc1, names.fc2)]
     if not all(type(linear) in (nn.Linear, nn.Conv2d) for linear in linears):
         return False
     attention: Any = layer.get_submodule(names.attention)

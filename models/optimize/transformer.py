@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.token_map import to_map, to_tokens
-from mobilevit_kernels.ops import separable_transformer, transformer
 from mobilevit_kernels.ops.packing import LayerParameters, pack_separable_transformer, pack_transformer
+from mobilevit_kernels.ops.separable_transformer import separable_transformer
+from mobilevit_kernels.ops.transformer import transformer
 
 
 class FusedTransformer(nn.Module):
