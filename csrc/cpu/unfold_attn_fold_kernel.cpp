@@ -1,72 +1,21 @@
 // Attention among the tokens of one pixel position, forward, read and written in place on the NHWC map.
 //
 // Queries lie on the vector lanes: scores are kept transposed, [keys, queries], so that softmax is a reduction over
-// rows and head_dim is never a vector dimension (no padding for head_dim 20, 30, 36, ...).
+// rows and head_dim is no vector dimension (no padding for head_dim 20, 30, 36, ...), unless few tokens make padding
+// cheaper than transposing the result.
 #include "cpu/unfold_attn_fold_kernel.h"
 
-#include "cpu/gemm.h"
 #include "cpu/token_io.h"
+#include "cpu/unfold_attn_fold_softmax.h"
 #include "cpu/unfold_attn_fold_task.h"
 
-#include <limits>
+#include <vector>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr int kChains = 4;
-
-// Calls step(k, chain) for k < count with the chains in turn: independent reductions, which hide each other's latency
-// and round less than one.
-template <typename Step>
-void in_chains(int64_t count, const Step& step) {
-  int64_t k = 0;
-  for (; k + kChains <= count; k += kChains) {
-    step(k, 0);
-    step(k + 1, 1);
-    step(k + 2, 2);
-    step(k + 3, 3);
-  }
-  for (; k < count; ++k) step(k, 0);
-}
-
-// Softmax of a block of scores [keys, lanes] over the keys, online: replaces the scores by 2**(score - maximum),
-// updates maximum and sum, and scales what was accumulated so far (accumulated [head_dim, lanes]).
-template <typename A>
-void online_softmax(
-    int64_t keys, int64_t lanes, A* scores, A* maximum, A* sum, bool first, int64_t head_dim, A* accumulated) {
-  constexpr A kMinusInfinity = -std::numeric_limits<A>::infinity();
-  for (int64_t lane = 0; lane < lanes; lane += Vec<A>::size()) {
-    Vec<A> maxima[kChains] = {kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity};
-    in_chains(keys, [&](int64_t k, int chain) {
-      maxima[chain] = at::vec::maximum(maxima[chain], Vec<A>::loadu(scores + k * kPanel<A> + lane));
-    });
-    const Vec<A> block_maximum =
-        at::vec::maximum(at::vec::maximum(maxima[0], maxima[1]), at::vec::maximum(maxima[2], maxima[3]));
-    const Vec<A> old_maximum = first ? Vec<A>(kMinusInfinity) : Vec<A>::loadu(maximum + lane);
-    const Vec<A> new_maximum = at::vec::maximum(old_maximum, block_maximum);
-    // A lane without a score above -inf yet must stay at sum 0 rather than turn NaN.
-    const Vec<A> origin = Vec<A>::blendv(new_maximum, Vec<A>(0), new_maximum == Vec<A>(kMinusInfinity));
-    Vec<A> sums[kChains] = {A(0), A(0), A(0), A(0)};
-    in_chains(keys, [&](int64_t k, int chain) {
-      A* row = scores + k * kPanel<A> + lane;
-      const Vec<A> probability = exp2_nonpositive<A>(Vec<A>::loadu(row) - origin);
-      probability.store(row);
-      sums[chain] = sums[chain] + probability;
-    });
-    const Vec<A> block_sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    new_maximum.store(maximum + lane);
-    if (first) {
-      block_sum.store(sum + lane);
-      continue;
-    }
-    const Vec<A> decay = exp2_nonpositive<A>(old_maximum - origin);
-    at::vec::fmadd(Vec<A>::loadu(sum + lane), decay, block_sum).store(sum + lane);
-    for (int64_t c = 0; c < head_dim; ++c) {
-      A* row = accumulated + c * kPanel<A> + lane;
-      (Vec<A>::loadu(row) * decay).store(row);
-    }
-  }
-}
+constexpr int64_t kKeyBlock = 256;  // keys whose scores for one panel of queries stay in L1
+constexpr int kPanelVectors = 2;    // queries of a panel, in vectors
 
 template <typename T>
 class Forward {
@@ -77,79 +26,147 @@ class Forward {
       : args_(args),
         tokens_(args.shape.grid.tokens()),
         dim_(args.shape.head_dim),
+        direct_(tokens_ <= kKeyBlock && channels_on_lanes<A>(tokens_, dim_)),
+        row_stride_(round_up(dim_, kChannelGroup)),
+        value_stride_(direct_ ? round_up(dim_, kLanes<A>) : row_stride_),
+        offsets_(2 * tokens_),
         workspace_(workspace_size()),
-        keys_(workspace_.take(tokens_ * dim_)),
-        values_(workspace_.take(tokens_ * dim_)),
-        scores_(workspace_.take(key_block() * kPanel<A>)),
-        query_(workspace_.take(dim_ * kPanel<A>)),
-        result_(workspace_.take(dim_ * kPanel<A>)),
-        rows_(workspace_.take(dim_ * kPanel<A>)),
-        maximum_(workspace_.take(kPanel<A>)),
-        sum_(workspace_.take(kPanel<A>)) {}
+        keys_(workspace_.take(rows_size(row_stride_))),
+        values_(workspace_.take(rows_size(value_stride_))),
+        scores_(workspace_.take(key_block() * kPanel)),
+        rows_(workspace_.take(kPanel * row_stride_ + kLanes<A>)),
+        query_(workspace_.take(row_stride_ * kPanel)),
+        result_(workspace_.take(row_stride_ * kPanel)),
+        softmax_{workspace_.take(kPanel), workspace_.take(kPanel), workspace_.take(kPanel)} {
+    fill_token_offsets(args.shape.grid, args.qkv, qkv_offsets());
+    fill_token_offsets(args.shape.grid, args.out, out_offsets());
+  }
 
   void run(const Task& task) {
-    load_tokens<T>(task.qkv(args_.shape, args_.qkv, 1), 0, tokens_, keys_, dim_);
-    load_tokens<T>(task.qkv(args_.shape, args_.qkv, 2), 0, tokens_, values_, dim_);
-    for (int64_t first = 0; first < tokens_; first += kPanel<A>) {
-      attend(task, first, std::min(kPanel<A>, tokens_ - first));
+    load_rows(qkv_rows(task, 1), 0, tokens_, keys_, row_stride_);
+    load_rows(qkv_rows(task, 2), 0, tokens_, values_, value_stride_);
+    for (int64_t first = 0; first < tokens_; first += kPanel) {
+      const int64_t count = std::min(kPanel, tokens_ - first);
+      with_count<kPanelVectors>(vectors_of<A>(count), [&](auto vectors) {
+        attend<decltype(vectors)::value>(task, first, count);
+      });
     }
   }
 
  private:
-  int64_t key_block() const { return std::min(tokens_, kKeyBlock); }
+  static constexpr int64_t kPanel = kPanelVectors * kLanes<A>;
 
+  int64_t* qkv_offsets() { return offsets_.data(); }
+  int64_t* out_offsets() { return offsets_.data() + tokens_; }
+  TokenRows<const T> qkv_rows(const Task& task, int64_t part) {
+    return task.rows<const T>(args_.shape, args_.qkv, qkv_offsets(), part);
+  }
+  TokenRows<T> out_rows(const Task& task) { return task.rows<T>(args_.shape, args_.out, out_offsets(), 0); }
+
+  int64_t key_block() const { return std::min(tokens_, kKeyBlock); }
+  int64_t rows_size(int64_t stride) const { return tokens_ * stride + kLanes<A>; }
   int64_t workspace_size() const {
     const auto padded = Workspace<A>::padded;
-    return 2 * padded(tokens_ * dim_) + padded(key_block() * kPanel<A>) + 3 * padded(dim_ * kPanel<A>) +
-        2 * padded(kPanel<A>);
+    return padded(rows_size(row_stride_)) + padded(rows_size(value_stride_)) + padded(key_block() * kPanel) +
+        padded(kPanel * row_stride_ + kLanes<A>) + 2 * padded(row_stride_ * kPanel) + 3 * padded(kPanel);
   }
 
   // Queries [first, first + count) against all keys.
+  template <int kVectors>
   void attend(const Task& task, int64_t first, int64_t count) {
-    const int64_t lanes = round_up(count, Vec<A>::size());
-    load_tokens<T>(task.qkv(args_.shape, args_.qkv, 0), first, count, rows_, dim_);
-    rows_to_lanes(rows_, dim_, count, dim_, query_, kPanel<A>, static_cast<A>(args_.shape.scale * kLog2E));
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    load_rows(qkv_rows(task, 0), first, count, rows_, row_stride_);
+    std::fill(rows_ + count * row_stride_, rows_ + kWidth * row_stride_, A(0));
+    tokens_to_lanes(rows_, row_stride_, kWidth, dim_, query_, kWidth, static_cast<A>(args_.shape.scale * kLog2E));
+    softmax_.template begin<kVectors>();
     for (int64_t key = 0; key < tokens_; key += kKeyBlock) {
       const int64_t keys = std::min(kKeyBlock, tokens_ - key);
-      const StridedMatrix<A> key_rows{keys_ + key * dim_, dim_, 1};  // [keys, head_dim]
-      gemm(keys, lanes, dim_, key_rows, query_, kPanel<A>, scores_, kPanel<A>, Overwrite());
-      online_softmax(keys, lanes, scores_, maximum_, sum_, key == 0, dim_, result_);
-      const StridedMatrix<A> value_columns{values_ + key * dim_, 1, dim_};  // [head_dim, keys]
-      if (key == 0) {
-        gemm(dim_, lanes, keys, value_columns, scores_, kPanel<A>, result_, kPanel<A>, Overwrite());
-      } else {
-        gemm(dim_, lanes, keys, value_columns, scores_, kPanel<A>, result_, kPanel<A>, Accumulate());
-      }
+      score<kVectors>(key, keys);
+      if (!direct_) weigh<kVectors>(key, keys);
     }
-    finish(task, first, count, lanes);
+    finish<kVectors>(task, first, count);
+    if (direct_) {
+      weigh_direct<kVectors>(task, first, count);
+    } else {
+      lanes_to_tokens(result_, kWidth, kWidth, dim_, rows_, row_stride_);
+      store_rows(out_rows(task), first, count, rows_, row_stride_);
+    }
   }
 
-  // Divides by the sums, stores the output rows and the logsumexp.
-  void finish(const Task& task, int64_t first, int64_t count, int64_t lanes) {
+  // scores_ [keys, queries], turned into probabilities.
+  template <int kVectors>
+  void score(int64_t key, int64_t keys) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    Vec<A> maxima[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) maxima[v] = Vec<A>(-std::numeric_limits<A>::infinity());
+    multiply<Scalars::kRows, kVectors>(
+        keys, keys_ + key * row_stride_, row_stride_, query_, kWidth, dim_,
+        [&](int64_t row, int v, const Vec<A>& score) {
+          score.store(scores_ + row * kWidth + v * kLanes<A>);
+          maxima[v] = larger(score, maxima[v]);
+        });
+    softmax_.template exponentiate<kVectors>(keys, maxima, scores_);
+  }
+
+  // result_ [head_dim, queries] = result_ * decay + values^T probabilities
+  template <int kVectors>
+  void weigh(int64_t key, int64_t keys) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    multiply<Scalars::kColumns, kVectors>(
+        dim_, values_ + key * value_stride_, value_stride_, scores_, kWidth, keys,
+        [&](int64_t row, int v, const Vec<A>& sum) {
+          A* target = result_ + row * kWidth + v * kLanes<A>;
+          if (key == 0) return sum.store(target);
+          const Vec<A> decay = Vec<A>::loadu(softmax_.decay + v * kLanes<A>);
+          at::vec::fmadd(Vec<A>::loadu(target), decay, sum).store(target);
+        });
+  }
+
+  // The output rows at once: probabilities [queries, keys] times values [keys, head_dim], over the sums.
+  template <int kVectors>
+  void weigh_direct(const Task& task, int64_t first, int64_t count) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    const TokenRows<T> out = out_rows(task);
+    multiply_wide<Scalars::kColumns>(
+        count, dim_, scores_, kWidth, values_, value_stride_, tokens_,
+        [&](int64_t row, int64_t column, const Vec<A>& sum) {
+          const Vec<A> value = sum * Vec<A>(softmax_.sum[row]);
+          store_as(value, out[first + row] + column, std::min(dim_ - column, kLanes<A>));
+        });
+  }
+
+  // Stores the logsumexp; divides by the sums, or leaves their inverses for weigh_direct.
+  template <int kVectors>
+  void finish(const Task& task, int64_t first, int64_t count) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
     A* logsumexp = static_cast<A*>(args_.logsumexp) + task.stats_offset(args_.shape) + first;
-    for (int64_t lane = 0; lane < lanes; lane += Vec<A>::size()) {
-      const Vec<A> sum = Vec<A>::loadu(sum_ + lane);
+    for (int64_t lane = 0; lane < kWidth; lane += kLanes<A>) {
+      const Vec<A> sum = Vec<A>::loadu(softmax_.sum + lane);
+      const Vec<A> log2_total = Vec<A>::loadu(softmax_.maximum + lane) + sum.log2();
+      const int64_t stored = std::min(kLanes<A>, count - lane);
+      (log2_total * Vec<A>(static_cast<A>(kLn2))).store(logsumexp + lane, static_cast<int>(stored));
       const Vec<A> inverse = Vec<A>(1) / sum;
-      for (int64_t c = 0; c < dim_; ++c) {
-        A* row = result_ + c * kPanel<A> + lane;
+      inverse.store(softmax_.sum + lane);
+      for (int64_t c = 0; !direct_ && c < dim_; ++c) {
+        A* row = result_ + c * kWidth + lane;
         (Vec<A>::loadu(row) * inverse).store(row);
       }
-      const Vec<A> log2_total = Vec<A>::loadu(maximum_ + lane) + sum.log2();
-      const int stored = static_cast<int>(std::min<int64_t>(Vec<A>::size(), count - lane));
-      (log2_total * Vec<A>(static_cast<A>(kLn2))).store(logsumexp + lane, stored);
     }
-    transpose(result_, kPanel<A>, rows_, dim_, dim_, count);
-    store_tokens<T>(task.out(args_.shape, args_.out), first, count, rows_, dim_);
   }
 
   const AttnForward& args_;
   int64_t tokens_, dim_;
+  bool direct_;  // channels on the lanes of the output
+  int64_t row_stride_, value_stride_;
+  std::vector<int64_t> offsets_;
   Workspace<A> workspace_;
-  A *keys_, *values_;   // [tokens, head_dim]
+  A* keys_;             // [tokens, row_stride]
+  A* values_;           // [tokens, value_stride]
   A* scores_;           // [key block, panel]
+  A* rows_;             // [panel, row_stride]
   A *query_, *result_;  // [head_dim, panel]
-  A* rows_;             // [panel, head_dim]
-  A *maximum_, *sum_;   // [panel], of the scores in units of log 2
+  OnlineSoftmax<A> softmax_;
 };
 
 }  // namespace

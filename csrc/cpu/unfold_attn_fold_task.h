@@ -1,8 +1,10 @@
 // How forward and backward of unfold_attn_fold divide the work.
 #pragma once
 
-#include "cpu/token_io.h"
+#include "cpu/simd.h"
+#include "cpu/token_rows.h"
 #include "cpu/unfold_attn_fold_kernel.h"
+#include "cpu/unfold_attn_fold_tile.h"
 
 #include <ATen/Parallel.h>
 
@@ -10,7 +12,6 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
-constexpr int64_t kKeyBlock = 256;      // keys whose scores for one panel of queries stay in L1
 constexpr double kFlopsPerChunk = 2e6;  // work below which a second thread costs more than it saves
 
 // One (sample, pixel position, head).
@@ -24,12 +25,11 @@ struct Task {
   int64_t stats_offset(const AttnShape& shape) const {
     return ((b * shape.grid.positions() + p) * shape.heads + head) * shape.grid.tokens();
   }
-  // part: 0 query, 1 key, 2 value.
-  TokenSlice qkv(const AttnShape& shape, const MapView& map, int64_t part) const {
-    return {shape.grid, map, b, p, (part * shape.heads + head) * shape.head_dim, shape.head_dim};
-  }
-  TokenSlice out(const AttnShape& shape, const MapView& map) const {
-    return {shape.grid, map, b, p, head * shape.head_dim, shape.head_dim};
+  // part: 0 query, 1 key, 2 value of a map of 3C channels; 0 of a map of C channels.
+  template <typename T>
+  TokenRows<T> rows(const AttnShape& shape, const MapView& map, const int64_t* offsets, int64_t part) const {
+    const int64_t channel = (part * shape.heads + head) * shape.head_dim;
+    return token_rows<T>(shape.grid, map, offsets, b, p, channel, shape.head_dim);
   }
 };
 
@@ -51,6 +51,15 @@ void for_each_task(const Arguments& args, int64_t products) {
       for (int64_t index = begin; index < end; ++index) kernel.run(Task(args.shape, index));
     });
   });
+}
+
+// Whether a product with the N tokens as depth is cheaper with the channels on the vector lanes, the last vector partly
+// filled, than with tokens on the lanes and a transposed result. In vector operations for 16 rows of the result.
+template <typename A>
+bool channels_on_lanes(int64_t tokens, int64_t head_dim) {
+  constexpr int64_t kTransposeCost = 12;
+  const int64_t wide = kLanes<A> * vectors_of<A>(head_dim) * tokens;
+  return wide <= head_dim * (tokens + kTransposeCost);
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY
