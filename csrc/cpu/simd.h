@@ -104,13 +104,12 @@ inline T dot(const T* a, const T* b, int64_t n) {
 // count elements of a storage type, converted to the accumulation type A; zero behind them.
 template <typename A, typename T>
 inline Vec<A> load_as(const T* p, int64_t count = Vec<A>::size()) {
-  constexpr int64_t kLanes = Vec<A>::size();
   if constexpr (std::is_same_v<A, T>) {
     return Vec<A>::loadu(p, count);
   } else {
 #if defined(CPU_CAPABILITY_AVX512)
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
-    const __m256i stored = count == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+    const __m256i stored = count == Vec<A>::size() ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
                                            : _mm256_maskz_loadu_epi16(mask, p);
     __m512 value;
     at::vec::cvt_to_fp32<T>(stored, value);
@@ -122,7 +121,7 @@ inline Vec<A> load_as(const T* p, int64_t count = Vec<A>::size()) {
     at::vec::cvt_to_fp32<T>(stored, value);
     return value;
 #else
-    A values[kLanes] = {};
+    A values[Vec<A>::size()] = {};
     for (int64_t i = 0; i < count; ++i) values[i] = static_cast<A>(p[i]);
     return Vec<A>::loadu(values);
 #endif
@@ -144,14 +143,13 @@ inline auto to_storage(const Vec<float>& value) {
 // The first count elements, converted to the storage type.
 template <typename A, typename T>
 inline void store_as(const Vec<A>& value, T* p, int64_t count = Vec<A>::size()) {
-  constexpr int64_t kLanes = Vec<A>::size();
   if constexpr (std::is_same_v<A, T>) {
     value.store(p, static_cast<int>(count));
   } else {
 #if defined(CPU_CAPABILITY_AVX512)
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
     const __m256i stored = to_storage<T>(value);
-    if (count == kLanes) {
+    if (count == Vec<A>::size()) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), stored);
     } else {
       _mm256_mask_storeu_epi16(p, mask, stored);
@@ -160,7 +158,7 @@ inline void store_as(const Vec<A>& value, T* p, int64_t count = Vec<A>::size()) 
     const __m128i stored = to_storage<T>(value);
     std::memcpy(p, &stored, count * sizeof(T));
 #else
-    A values[kLanes];
+    A values[Vec<A>::size()];
     value.store(values);
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(values[i]);
 #endif

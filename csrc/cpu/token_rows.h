@@ -47,6 +47,17 @@ inline void load_rows(const TokenRows<const T>& tokens, int64_t first, int64_t c
   }
 }
 
+// Asks the second-level cache for rows that are read soon.
+template <typename T>
+inline void prefetch_rows(const TokenRows<const T>& tokens, int64_t first, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = first; i < first + count; ++i) {
+    const T* row = tokens[i];
+    for (int64_t c = 0; c < tokens.width; c += kLine) __builtin_prefetch(row + c, 0, 2);
+    __builtin_prefetch(row + tokens.width - 1, 0, 2);
+  }
+}
+
 template <typename T, typename A>
 inline void store_rows(const TokenRows<T>& tokens, int64_t first, int64_t count, const A* rows, int64_t row_stride) {
   constexpr int64_t kLanes = Vec<A>::size();

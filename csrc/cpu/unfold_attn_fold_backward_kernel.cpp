@@ -49,10 +49,11 @@ class Backward {
     for (int map = 0; map < 4; ++map) fill_token_offsets(args.shape.grid, *maps[map], offsets(map));
   }
 
-  void run(const Task& task) {
+  void run(const Task& task, const Task& next) {
     load(task);
     for (int64_t first = 0; first < tokens_; first += kPanel) {
       const int64_t count = std::min(kPanel, tokens_ - first);
+      prefetch(next, first, count);
       with_count<kKeyVectors>(vectors_of<A>(count), [&](auto vectors) {
         panel<decltype(vectors)::value>(task, first, count);
       });
@@ -94,6 +95,12 @@ class Backward {
     const A* logsumexp = static_cast<const A*>(args_.logsumexp) + task.stats_offset(shape);
     for (int64_t n = 0; n < tokens_; ++n) minus_logsumexp_[n] = logsumexp[n] * static_cast<A>(-kLog2E);
     load_delta(task);
+  }
+
+  void prefetch(const Task& task, int64_t first, int64_t count) {
+    for (int64_t part : {0, 1, 2}) prefetch_rows(qkv_rows(task, part), first, count);
+    prefetch_rows(task.rows<const T>(args_.shape, args_.grad_out, offsets(kGradOut), 0), first, count);
+    prefetch_rows(task.rows<const T>(args_.shape, args_.out, offsets(kOut), 0), first, count);
   }
 
   // delta = out . grad_out of every token.

@@ -42,11 +42,12 @@ class Forward {
     fill_token_offsets(args.shape.grid, args.out, out_offsets());
   }
 
-  void run(const Task& task) {
+  void run(const Task& task, const Task& next) {
     load_rows(qkv_rows(task, 1), 0, tokens_, keys_, row_stride_);
     load_rows(qkv_rows(task, 2), 0, tokens_, values_, value_stride_);
     for (int64_t first = 0; first < tokens_; first += kPanel) {
       const int64_t count = std::min(kPanel, tokens_ - first);
+      for (int64_t part : {0, 1, 2}) prefetch_rows(qkv_rows(next, part), first, count);
       with_count<kPanelVectors>(vectors_of<A>(count), [&](auto vectors) {
         attend<decltype(vectors)::value>(task, first, count);
       });
