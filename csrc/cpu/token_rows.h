@@ -5,6 +5,7 @@
 #include "cpu/token_grid.h"
 
 #include <algorithm>
+#include <array>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
@@ -22,6 +23,7 @@ struct TokenRows {
   int64_t width;
 
   T* operator[](int64_t token) const { return data + offsets[token]; }
+  operator TokenRows<const T>() const { return {data, offsets, width}; }
 };
 
 template <typename T>
@@ -47,16 +49,34 @@ inline void load_rows(const TokenRows<const T>& tokens, int64_t first, int64_t c
   }
 }
 
-// Asks the second-level cache for rows that are read soon.
-template <typename T>
-inline void prefetch_rows(const TokenRows<const T>& tokens, int64_t first, int64_t count) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = first; i < first + count; ++i) {
-    const T* row = tokens[i];
-    for (int64_t c = 0; c < tokens.width; c += kLine) __builtin_prefetch(row + c, 0, 2);
-    __builtin_prefetch(row + tokens.width - 1, 0, 2);
+// Brings rows into the second-level cache, a few with every step of other work: all at once they would queue for the
+// few misses that a core can have open.
+template <typename T, int kParts>
+class RowPrefetcher {
+ public:
+  // All rows will have been asked for after this many steps.
+  void start(std::array<TokenRows<const T>, kParts> parts, int64_t tokens, int64_t steps) {
+    parts_ = parts;
+    tokens_ = tokens;
+    per_step_ = (tokens + steps - 1) / steps;
+    next_ = 0;
   }
-}
+  void step() {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const int64_t end = std::min(tokens_, next_ + per_step_);
+    for (; next_ < end; ++next_) {
+      for (const TokenRows<const T>& part : parts_) {
+        const T* row = part[next_];
+        for (int64_t c = 0; c < part.width; c += kLine) __builtin_prefetch(row + c, 0, 2);
+        __builtin_prefetch(row + part.width - 1, 0, 2);
+      }
+    }
+  }
+
+ private:
+  std::array<TokenRows<const T>, kParts> parts_;
+  int64_t tokens_, per_step_, next_;
+};
 
 template <typename T, typename A>
 inline void store_rows(const TokenRows<T>& tokens, int64_t first, int64_t count, const A* rows, int64_t row_stride) {

@@ -51,9 +51,9 @@ class Backward {
 
   void run(const Task& task, const Task& next) {
     load(task);
+    start_prefetch(next);
     for (int64_t first = 0; first < tokens_; first += kPanel) {
       const int64_t count = std::min(kPanel, tokens_ - first);
-      prefetch(next, first, count);
       with_count<kKeyVectors>(vectors_of<A>(count), [&](auto vectors) {
         panel<decltype(vectors)::value>(task, first, count);
       });
@@ -97,10 +97,15 @@ class Backward {
     load_delta(task);
   }
 
-  void prefetch(const Task& task, int64_t first, int64_t count) {
-    for (int64_t part : {0, 1, 2}) prefetch_rows(qkv_rows(task, part), first, count);
-    prefetch_rows(task.rows<const T>(args_.shape, args_.grad_out, offsets(kGradOut), 0), first, count);
-    prefetch_rows(task.rows<const T>(args_.shape, args_.out, offsets(kOut), 0), first, count);
+  // The rows that the next task reads and writes.
+  void start_prefetch(const Task& next) {
+    const auto grad_out = next.rows<const T>(args_.shape, args_.grad_out, offsets(kGradOut), 0);
+    const auto out = next.rows<const T>(args_.shape, args_.out, offsets(kOut), 0);
+    const int64_t panels = (tokens_ + kPanel - 1) / kPanel;
+    prefetcher_.start(
+        {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), out, grad_out, grad_rows(next, 0), grad_rows(next, 1),
+         grad_rows(next, 2)},
+        prefetched_tokens(args_.shape), panels * row_blocks<tile_rows(2 * kKeyVectors)>(tokens_));
   }
 
   // delta = out . grad_out of every token.
@@ -134,8 +139,8 @@ class Backward {
     for (int64_t query = 0; query < tokens_; query += kQueryBlock) {
       const int64_t queries = std::min(kQueryBlock, tokens_ - query);
       scores<kVectors>(query, queries, probabilities_, grad_scores_);
-      add_columns<kVectors>(query, queries, grad_outs_, probabilities_, grad_value_lanes_);
-      add_columns<kVectors>(query, queries, queries_, grad_scores_, grad_key_lanes_);
+      add_columns<kVectors>(query, queries, A(1), grad_outs_, probabilities_, grad_value_lanes_);
+      add_columns<kVectors>(query, queries, static_cast<A>(args_.shape.scale), queries_, grad_scores_, grad_key_lanes_);
       add_grad_queries(query, queries, key_rows, first, count);
     }
     store_lanes<kVectors>(grad_rows(task, 1), first, count, grad_key_lanes_);
@@ -146,43 +151,51 @@ class Backward {
   // scale being applied to the keys and queries that they are multiplied with.
   template <int kVectors>
   void scores(int64_t query, int64_t queries, A* probabilities, A* grad_scores) {
-    constexpr int64_t kWidth = kVectors * kLanes<A>;
-    for_row_blocks<tile_rows(2 * kVectors)>(queries, [&](auto block_rows, int64_t row) {
-      constexpr int kRows = decltype(block_rows)::value;
-      Vec<A> logits[kRows][kVectors], grads[kRows][kVectors];
-      const int64_t first = query + row;
-#pragma GCC unroll 12
-      for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-          logits[m][v] = Vec<A>(minus_logsumexp_[first + m]);
-          grads[m][v] = Vec<A>(minus_delta_[first + m]);
-        }
-      }
-      multiply_add<Scalars::kRows>(logits, queries_ + first * stride_, stride_, key_lanes_, kWidth, dim_);
-      multiply_add<Scalars::kRows>(grads, grad_outs_ + first * stride_, stride_, value_lanes_, kWidth, dim_);
-#pragma GCC unroll 12
-      for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-          const int64_t target = (row + m) * score_stride_ + v * kLanes<A>;
-          const Vec<A> probability = exp2_score<A>(logits[m][v]);
-          probability.store(probabilities + target);
-          (probability * grads[m][v]).store(grad_scores + target);
-        }
-      }
+    for_row_blocks<tile_rows(2 * kVectors)>(queries, [&](auto rows, int64_t row) {
+      prefetcher_.step();
+      const int64_t target = row * score_stride_;
+      score_tile<decltype(rows)::value, kVectors>(query + row, probabilities + target, grad_scores + target);
     });
   }
 
-  // lanes [head_dim, keys] (+)= rows^T [head_dim, queries] weights [queries, keys]; the first block overwrites.
+  template <int kRows, int kVectors>
+  C10_NOINLINE void score_tile(int64_t query, A* probabilities, A* grad_scores) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    Vec<A> logits[kRows][kVectors], grads[kRows][kVectors];
+#pragma GCC unroll 12
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        logits[m][v] = Vec<A>(minus_logsumexp_[query + m]);
+        grads[m][v] = Vec<A>(minus_delta_[query + m]);
+      }
+    }
+    multiply_add<Scalars::kRows>(logits, queries_ + query * stride_, stride_, key_lanes_, kWidth, dim_);
+    multiply_add<Scalars::kRows>(grads, grad_outs_ + query * stride_, stride_, value_lanes_, kWidth, dim_);
+#pragma GCC unroll 12
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t target = m * score_stride_ + v * kLanes<A>;
+        const Vec<A> probability = exp2_score<A>(logits[m][v]);
+        probability.store(probabilities + target);
+        (probability * grads[m][v]).store(grad_scores + target);
+      }
+    }
+  }
+
+  // lanes [head_dim, keys] (+)= factor * rows^T [head_dim, queries] weights [queries, keys]; the first block overwrites.
   template <int kVectors>
-  void add_columns(int64_t query, int64_t queries, const A* rows, const A* weights, A* lanes) {
+  void add_columns(int64_t query, int64_t queries, A factor, const A* rows, const A* weights, A* lanes) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     multiply<Scalars::kColumns, kVectors>(
-        dim_, rows + query * stride_, stride_, weights, score_stride_, queries,
-        [&](int64_t row, int v, const Vec<A>& sum) {
-          A* target = lanes + row * kWidth + v * kLanes<A>;
-          (query == 0 ? sum : Vec<A>::loadu(target) + sum).store(target);
+        dim_, Product<A>{rows + query * stride_, stride_, weights, score_stride_, queries},
+        [lanes, query, factor](int64_t row, auto& sums) {
+          for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) {
+            A* target = lanes + (row + m) * kWidth + v * kLanes<A>;
+            const Vec<A> old = query == 0 ? Vec<A>(0) : Vec<A>::loadu(target);
+            at::vec::fmadd(sum, Vec<A>(factor), old).store(target);
+          });
         });
   }
 
@@ -190,10 +203,12 @@ class Backward {
   void add_grad_queries(int64_t query, int64_t queries, const A* key_rows, int64_t first, int64_t count) {
     const Vec<A> scale(static_cast<A>(args_.shape.scale));
     multiply_wide<Scalars::kRows>(
-        queries, dim_, grad_scores_, score_stride_, key_rows, stride_, count,
-        [&](int64_t row, int64_t column, const Vec<A>& sum) {
-          A* target = grad_queries_ + (query + row) * stride_ + column;
-          (first == 0 ? sum * scale : at::vec::fmadd(sum, scale, Vec<A>::loadu(target))).store(target);
+        queries, dim_, Product<A>{grad_scores_, score_stride_, key_rows, stride_, count},
+        [grad_rows = grad_queries_ + query * stride_, stride = stride_, scale, first](
+            int64_t row, int64_t column, const Vec<A>& sum) {
+          A* target = grad_rows + row * stride + column;
+          const Vec<A> old = first == 0 ? Vec<A>(0) : Vec<A>::loadu(target);
+          at::vec::fmadd(sum, scale, old).store(target);
         });
   }
 
@@ -215,9 +230,9 @@ class Backward {
   template <Scalars kLayout>
   void store_product(const TokenRows<T>& tokens, const A* weights, const A* rows, A factor) {
     multiply_wide<kLayout>(
-        tokens_, dim_, weights, score_stride_, rows, stride_, tokens_,
-        [&](int64_t row, int64_t column, const Vec<A>& sum) {
-          store_as(sum * Vec<A>(factor), tokens[row] + column, std::min(dim_ - column, kLanes<A>));
+        tokens_, dim_, Product<A>{weights, score_stride_, rows, stride_, tokens_},
+        [tokens, factor](int64_t row, int64_t column, const Vec<A>& sum) {
+          store_as(sum * Vec<A>(factor), tokens[row] + column, std::min(tokens.width - column, kLanes<A>));
         });
   }
 
@@ -233,6 +248,7 @@ class Backward {
   A *key_lanes_, *value_lanes_;                                                   // [head_dim, panel]
   A *grad_key_lanes_, *grad_value_lanes_;                                         // [head_dim, panel]
   A *minus_logsumexp_, *minus_delta_;                                             // [tokens]
+  RowPrefetcher<T, 8> prefetcher_;
 };
 
 }  // namespace

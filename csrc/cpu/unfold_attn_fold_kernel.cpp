@@ -45,9 +45,12 @@ class Forward {
   void run(const Task& task, const Task& next) {
     load_rows(qkv_rows(task, 1), 0, tokens_, keys_, row_stride_);
     load_rows(qkv_rows(task, 2), 0, tokens_, values_, value_stride_);
+    const int64_t panels = (tokens_ + kPanel - 1) / kPanel;
+    prefetcher_.start(
+        {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), out_rows(next)}, prefetched_tokens(args_.shape),
+        panels * row_blocks<tile_rows(kPanelVectors)>(tokens_));
     for (int64_t first = 0; first < tokens_; first += kPanel) {
       const int64_t count = std::min(kPanel, tokens_ - first);
-      for (int64_t part : {0, 1, 2}) prefetch_rows(qkv_rows(next, part), first, count);
       with_count<kPanelVectors>(vectors_of<A>(count), [&](auto vectors) {
         attend<decltype(vectors)::value>(task, first, count);
       });
@@ -102,11 +105,17 @@ class Forward {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) maxima[v] = Vec<A>(-std::numeric_limits<A>::infinity());
     multiply<Scalars::kRows, kVectors>(
-        keys, keys_ + key * row_stride_, row_stride_, query_, kWidth, dim_,
-        [&](int64_t row, int v, const Vec<A>& score) {
-          score.store(scores_ + row * kWidth + v * kLanes<A>);
-          maxima[v] = larger(score, maxima[v]);
-        });
+        keys, Product<A>{keys_ + key * row_stride_, row_stride_, query_, kWidth, dim_},
+        [scores = scores_, &maxima](int64_t row, auto& sums) {
+          Vec<A> tile_maxima[kVectors];
+          std::copy_n(maxima, kVectors, tile_maxima);
+          for_each_sum(sums, [&](int m, int v, const Vec<A>& score) {
+            score.store(scores + (row + m) * kWidth + v * kLanes<A>);
+            tile_maxima[v] = larger(score, tile_maxima[v]);
+          });
+          std::copy_n(tile_maxima, kVectors, maxima);
+        },
+        [&] { prefetcher_.step(); });
     softmax_.template exponentiate<kVectors>(keys, maxima, scores_);
   }
 
@@ -115,12 +124,13 @@ class Forward {
   void weigh(int64_t key, int64_t keys) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     multiply<Scalars::kColumns, kVectors>(
-        dim_, values_ + key * value_stride_, value_stride_, scores_, kWidth, keys,
-        [&](int64_t row, int v, const Vec<A>& sum) {
-          A* target = result_ + row * kWidth + v * kLanes<A>;
-          if (key == 0) return sum.store(target);
-          const Vec<A> decay = Vec<A>::loadu(softmax_.decay + v * kLanes<A>);
-          at::vec::fmadd(Vec<A>::loadu(target), decay, sum).store(target);
+        dim_, Product<A>{values_ + key * value_stride_, value_stride_, scores_, kWidth, keys},
+        [result = result_, decay = softmax_.decay, key](int64_t row, auto& sums) {
+          for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) {
+            A* target = result + (row + m) * kWidth + v * kLanes<A>;
+            const Vec<A> factor = Vec<A>::loadu(decay + v * kLanes<A>);
+            (key == 0 ? sum : at::vec::fmadd(Vec<A>::loadu(target), factor, sum)).store(target);
+          });
         });
   }
 
@@ -130,10 +140,10 @@ class Forward {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     const TokenRows<T> out = out_rows(task);
     multiply_wide<Scalars::kColumns>(
-        count, dim_, scores_, kWidth, values_, value_stride_, tokens_,
-        [&](int64_t row, int64_t column, const Vec<A>& sum) {
-          const Vec<A> value = sum * Vec<A>(softmax_.sum[row]);
-          store_as(value, out[first + row] + column, std::min(dim_ - column, kLanes<A>));
+        count, dim_, Product<A>{scores_, kWidth, values_, value_stride_, tokens_},
+        [out, first, inverse = softmax_.sum](int64_t row, int64_t column, const Vec<A>& sum) {
+          const Vec<A> value = sum * Vec<A>(inverse[row]);
+          store_as(value, out[first + row] + column, std::min(out.width - column, kLanes<A>));
         });
   }
 
@@ -168,6 +178,7 @@ class Forward {
   A* rows_;             // [panel, row_stride]
   A *query_, *result_;  // [head_dim, panel]
   OnlineSoftmax<A> softmax_;
+  RowPrefetcher<T, 4> prefetcher_;  // of the next task's rows
 };
 
 }  // namespace

@@ -40,11 +40,16 @@ C10_ALWAYS_INLINE void with_count(int64_t count, const Function& function) {
   function(std::integral_constant<int, kMax>());
 }
 
+template <int kMax>
+constexpr int64_t row_blocks(int64_t rows) {
+  return (rows + kMax - 1) / kMax;
+}
+
 // Calls function(std::integral_constant<int, rows>, first) for blocks of at most kMax rows, as equal as possible: 16
 // rows run as 8 + 8, not as 12 + 4.
 template <int kMax, typename Function>
 inline void for_row_blocks(int64_t rows, const Function& function) {
-  const int64_t blocks = (rows + kMax - 1) / kMax;
+  const int64_t blocks = row_blocks<kMax>(rows);
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t count = (rows - row + blocks - block - 1) / (blocks - block);
     with_count<kMax>(count, [&](auto block_rows) { function(block_rows, row); });
@@ -108,38 +113,68 @@ C10_ALWAYS_INLINE void multiply_add(
   }
 }
 
-// All of scalars [rows, depth] times b [depth, kVectors]: finished(row, v, sum) takes each vector of the result.
-template <Scalars kLayout, int kVectors, typename A, typename Finished>
-inline void multiply(
-    int64_t rows, const A* scalars, int64_t scalar_stride, const A* b, int64_t b_stride, int64_t depth,
-    const Finished& finished) {
-  for_row_blocks<tile_rows(kVectors)>(rows, [&](auto count, int64_t first) {
-    constexpr int kRows = decltype(count)::value;
-    Vec<A> sums[kRows][kVectors];
-    fill(sums, A(0));
-    const int64_t step = kLayout == Scalars::kRows ? scalar_stride : 1;
-    multiply_add<kLayout>(sums, scalars + first * step, scalar_stride, b, b_stride, depth);
+// A matrix of scalars, a matrix B of vectors, and the length of their common dimension.
+template <typename A>
+struct Product {
+  const A* scalars;
+  int64_t scalar_stride;
+  const A* b;
+  int64_t b_stride;
+  int64_t depth;
+};
+
+// One tile: rows [first, first + kRows) of the product, which finished(first, sums) takes. A function of its own,
+// whatever surrounds it: the loop needs all pointers in registers.
+template <Scalars kLayout, int kRows, int kVectors, typename A, typename Finished>
+C10_NOINLINE void multiply_tile(const Product<A>& product, int64_t first, const Finished& finished) {
+  Vec<A> sums[kRows][kVectors];
+  fill(sums, A(0));
+  const A* scalars = product.scalars + first * (kLayout == Scalars::kRows ? product.scalar_stride : 1);
+  multiply_add<kLayout>(sums, scalars, product.scalar_stride, product.b, product.b_stride, product.depth);
+  finished(first, sums);
+}
+
+// Calls function(m, v, sum) for every vector of a tile.
+template <typename A, int kRows, int kVectors, typename Function>
+C10_ALWAYS_INLINE void for_each_sum(Vec<A> (&sums)[kRows][kVectors], const Function& function) {
 #pragma GCC unroll 24
-    for (int m = 0; m < kRows; ++m) {
+  for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) finished(first + m, v, sums[m][v]);
-    }
+    for (int v = 0; v < kVectors; ++v) function(m, v, sums[m][v]);
+  }
+}
+
+// All rows of a product that is kVectors wide; between() runs once per tile.
+template <Scalars kLayout, int kVectors, typename A, typename Finished, typename Between>
+inline void multiply(int64_t rows, const Product<A>& product, const Finished& finished, const Between& between) {
+  for_row_blocks<tile_rows(kVectors)>(rows, [&](auto count, int64_t first) {
+    between();
+    multiply_tile<kLayout, decltype(count)::value, kVectors>(product, first, finished);
   });
 }
 
-// The same for any number of columns of B, in groups of up to four vectors: finished(row, column, sum).
+template <Scalars kLayout, int kVectors, typename A, typename Finished>
+inline void multiply(int64_t rows, const Product<A>& product, const Finished& finished) {
+  multiply<kLayout, kVectors>(rows, product, finished, [] {});
+}
+
+// The same for any number of columns of B, in groups of up to four vectors: finished(row, column, sum) takes each
+// vector.
 template <Scalars kLayout, typename A, typename Finished>
-inline void multiply_wide(
-    int64_t rows, int64_t columns, const A* scalars, int64_t scalar_stride, const A* b, int64_t b_stride,
-    int64_t depth, const Finished& finished) {
+inline void multiply_wide(int64_t rows, int64_t columns, const Product<A>& product, const Finished& finished) {
   const int64_t vectors = vectors_of<A>(columns), groups = (vectors + 3) / 4;
   for (int64_t group = 0, vector = 0; group < groups; ++group) {
     const int64_t count = (vectors - vector + groups - group - 1) / (groups - group);
     const int64_t column = vector * kLanes<A>;
+    Product<A> part = product;
+    part.b += column;
     with_count<4>(count, [&](auto group_vectors) {
       multiply<kLayout, decltype(group_vectors)::value>(
-          rows, scalars, scalar_stride, b + column, b_stride, depth,
-          [&](int64_t row, int v, const Vec<A>& sum) { finished(row, column + v * kLanes<A>, sum); });
+          rows, part, [finished, column](int64_t first, auto& sums) {
+            for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) {
+              finished(first + m, column + v * kLanes<A>, sum);
+            });
+          });
     });
     vector += count;
   }
