@@ -3,9 +3,10 @@
 
 #include "cpu/simd.h"
 #include "cpu/token_grid.h"
+#include "cpu/unfold_attn_fold_tile.h"
 
 #include <algorithm>
-#include <array>
+#include <initializer_list>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
@@ -26,68 +27,92 @@ struct TokenRows {
   operator TokenRows<const T>() const { return {data, offsets, width}; }
 };
 
-template <typename T>
-TokenRows<T> token_rows(
-    const TokenGrid& grid, const MapView& map, const int64_t* offsets, int64_t b, int64_t p, int64_t channel,
-    int64_t width) {
-  T* data = static_cast<T*>(map.data) + b * map.batch_stride + p / grid.patch_w * map.row_stride +
-      p % grid.patch_w * map.column_stride;
-  return {data + channel, offsets, width};
+// Calls function(std::integral_constant<int, vectors>, whole, last): a row of `width` is `whole` elements, then
+// 1 to 4 vectors, of which the last one has `last` elements.
+template <typename A, typename Function>
+inline void with_row_vectors(int64_t width, const Function& function) {
+  const int64_t vectors = vectors_of<A>(width), counted = (vectors - 1) % 4 + 1;
+  const int64_t whole = (vectors - counted) * kLanes<A>, last = width - (vectors - 1) * kLanes<A>;
+  with_count<4>(counted, [&](auto count) { function(count, whole, last); });
 }
 
 // rows[i, 0 : width] = token first + i for i < count, ascending. Whole vectors are written: what lies behind a row's
 // width is zero up to the next row, and up to a vector's length behind the last one.
 template <typename T, typename A>
 inline void load_rows(const TokenRows<const T>& tokens, int64_t first, int64_t count, A* rows, int64_t row_stride) {
-  constexpr int64_t kLanes = Vec<A>::size();
-  const int64_t width = tokens.width;
-  for (int64_t i = 0; i < count; ++i, rows += row_stride) {
-    const T* token = tokens[first + i];
-    int64_t c = 0;
-    for (; c + kLanes <= width; c += kLanes) load_as<A>(token + c).store(rows + c);
-    if (c < width) load_as<A>(token + c, width - c).store(rows + c);
-  }
+  with_row_vectors<A>(tokens.width, [&](auto vectors, int64_t whole, int64_t last) {
+    constexpr int kVectors = decltype(vectors)::value;
+    for (int64_t i = 0; i < count; ++i) {
+      const T* token = tokens[first + i];
+      A* row = rows + i * row_stride;
+      for (int64_t c = 0; c < whole; c += kLanes<A>) load_as<A>(token + c).store(row + c);
+      token += whole, row += whole;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors - 1; ++v) {
+        load_as<A>(token + v * kLanes<A>).store(row + v * kLanes<A>);
+      }
+      constexpr int64_t kLast = (kVectors - 1) * kLanes<A>;
+      load_as<A>(token + kLast, last).store(row + kLast);
+    }
+  });
 }
 
 // Brings rows into the second-level cache, a few with every step of other work: all at once they would queue for the
 // few misses that a core can have open.
-template <typename T, int kParts>
 class RowPrefetcher {
  public:
-  // All rows will have been asked for after this many steps.
-  void start(std::array<TokenRows<const T>, kParts> parts, int64_t tokens, int64_t steps) {
-    parts_ = parts;
+  // The rows of `tokens` tokens of every part will have been asked for after this many steps.
+  template <typename T>
+  void start(std::initializer_list<TokenRows<const T>> parts, int64_t tokens, int64_t steps) {
+    parts_ = 0;
+    for (const TokenRows<const T>& part : parts) {
+      data_[parts_] = reinterpret_cast<const char*>(part.data);
+      offsets_[parts_++] = part.offsets;
+      row_bytes_ = part.width * sizeof(T);
+    }
+    element_size_ = sizeof(T);
     tokens_ = tokens;
     per_step_ = (tokens + steps - 1) / steps;
     next_ = 0;
   }
   void step() {
-    constexpr int64_t kLine = 64 / sizeof(T);
     const int64_t end = std::min(tokens_, next_ + per_step_);
     for (; next_ < end; ++next_) {
-      for (const TokenRows<const T>& part : parts_) {
-        const T* row = part[next_];
-        for (int64_t c = 0; c < part.width; c += kLine) __builtin_prefetch(row + c, 0, 2);
-        __builtin_prefetch(row + part.width - 1, 0, 2);
+      for (int part = 0; part < parts_; ++part) {
+        const char* row = data_[part] + offsets_[part][next_] * element_size_;
+        for (int64_t i = 0; i < row_bytes_; i += kLineBytes) __builtin_prefetch(row + i, 0, 2);
+        __builtin_prefetch(row + row_bytes_ - 1, 0, 2);
       }
     }
   }
 
  private:
-  std::array<TokenRows<const T>, kParts> parts_;
-  int64_t tokens_, per_step_, next_;
+  static constexpr int kMaxParts = 8;
+  static constexpr int64_t kLineBytes = 64;
+
+  const char* data_[kMaxParts];
+  const int64_t* offsets_[kMaxParts];
+  int parts_;
+  int64_t row_bytes_, element_size_, tokens_, per_step_, next_;
 };
 
 template <typename T, typename A>
 inline void store_rows(const TokenRows<T>& tokens, int64_t first, int64_t count, const A* rows, int64_t row_stride) {
-  constexpr int64_t kLanes = Vec<A>::size();
-  const int64_t width = tokens.width;
-  for (int64_t i = 0; i < count; ++i, rows += row_stride) {
-    T* token = tokens[first + i];
-    int64_t c = 0;
-    for (; c + kLanes <= width; c += kLanes) store_as(Vec<A>::loadu(rows + c), token + c);
-    if (c < width) store_as(Vec<A>::loadu(rows + c), token + c, width - c);
-  }
+  with_row_vectors<A>(tokens.width, [&](auto vectors, int64_t whole, int64_t last) {
+    constexpr int kVectors = decltype(vectors)::value;
+    for (int64_t i = 0; i < count; ++i) {
+      T* token = tokens[first + i];
+      const A* row = rows + i * row_stride;
+      for (int64_t c = 0; c < whole; c += kLanes<A>) store_as(Vec<A>::loadu(row + c), token + c);
+      token += whole, row += whole;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors - 1; ++v) {
+        store_as(Vec<A>::loadu(row + v * kLanes<A>), token + v * kLanes<A>);
+      }
+      constexpr int64_t kLast = (kVectors - 1) * kLanes<A>;
+      store_as(Vec<A>::loadu(row + kLast), token + kLast, last);
+    }
+  });
 }
 
 // Rows are this far apart at least, so that groups of four channels can be transposed whole.
@@ -145,7 +170,7 @@ inline void tokens_to_lanes(
     const A* rows, int64_t row_stride, int64_t count, int64_t width, A* lanes, int64_t lane_stride, A factor) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
-    for (int64_t i = 0; i < count; i += Vec<A>::size()) {
+    for (int64_t i = 0; i < count; i += kLanes<A>) {
       for (int64_t c = 0; c < width; c += kChannelGroup) {
         four_channels_to_lanes(
             rows + i * row_stride + c, row_stride, lanes + c * lane_stride + i, lane_stride, _mm512_set1_ps(factor));
@@ -157,7 +182,7 @@ inline void tokens_to_lanes(
   transpose(rows, row_stride, lanes, lane_stride, count, width);
   for (int64_t c = 0; c < width; ++c) {
     A* row = lanes + c * lane_stride;
-    for (int64_t i = 0; i < count; i += Vec<A>::size()) (Vec<A>::loadu(row + i) * Vec<A>(factor)).store(row + i);
+    for (int64_t i = 0; i < count; i += kLanes<A>) (Vec<A>::loadu(row + i) * Vec<A>(factor)).store(row + i);
   }
 }
 
@@ -167,7 +192,7 @@ inline void lanes_to_tokens(
     const A* lanes, int64_t lane_stride, int64_t count, int64_t width, A* rows, int64_t row_stride) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
-    for (int64_t i = 0; i < count; i += Vec<A>::size()) {
+    for (int64_t i = 0; i < count; i += kLanes<A>) {
       for (int64_t c = 0; c < width; c += kChannelGroup) {
         four_channels_to_rows(lanes + c * lane_stride + i, lane_stride, rows + i * row_stride + c, row_stride);
       }

@@ -17,19 +17,19 @@ constexpr int64_t kQueryBlock = 128;  // queries whose probabilities and gradien
 constexpr int64_t kDirectTokens = 64;  // tokens whose probabilities and gradients for all keys stay in L1
 constexpr int kKeyVectors = 2;       // keys of a panel, in vectors
 
-template <typename T>
-class Backward {
-  using A = acc_t<T>;
+// The products of a panel of keys with all queries, in a thread's own memory.
+template <typename A>
+class BackwardPanel {
+ protected:
+  static constexpr int64_t kPanel = kKeyVectors * kLanes<A>;
 
- public:
-  explicit Backward(const AttnBackward& args)
+  explicit BackwardPanel(const AttnBackward& args)
       : args_(args),
         tokens_(args.shape.grid.tokens()),
         dim_(args.shape.head_dim),
         stride_(round_up(dim_, kLanes<A>)),
         direct_(tokens_ <= kDirectTokens),
         score_stride_(direct_ ? round_up(tokens_, kPanel) : kPanel),
-        offsets_(4 * tokens_),
         workspace_(workspace_size()),
         queries_(workspace_.take(rows_size())),
         keys_(workspace_.take(rows_size())),
@@ -44,95 +44,15 @@ class Backward {
         grad_key_lanes_(workspace_.take(stride_ * kPanel)),
         grad_value_lanes_(workspace_.take(stride_ * kPanel)),
         minus_logsumexp_(workspace_.take(tokens_)),
-        minus_delta_(workspace_.take(tokens_)) {
-    const MapView* maps[] = {&args.qkv, &args.out, &args.grad_out, &args.grad_qkv};
-    for (int map = 0; map < 4; ++map) fill_token_offsets(args.shape.grid, *maps[map], offsets(map));
-  }
+        minus_delta_(workspace_.take(tokens_)) {}
 
-  void run(const Task& task, const Task& next) {
-    load(task);
-    start_prefetch(next);
-    for (int64_t first = 0; first < tokens_; first += kPanel) {
-      const int64_t count = std::min(kPanel, tokens_ - first);
-      with_count<kKeyVectors>(vectors_of<A>(count), [&](auto vectors) {
-        panel<decltype(vectors)::value>(task, first, count);
-      });
-    }
-    if (direct_) {
-      store_direct(task);
-    } else {
-      store_rows(grad_rows(task, 0), 0, tokens_, grad_queries_, stride_);
-    }
-  }
-
- private:
-  static constexpr int64_t kPanel = kKeyVectors * kLanes<A>;
-  enum Map { kQkv, kOut, kGradOut, kGradQkv };
-
-  int64_t* offsets(int map) { return offsets_.data() + map * tokens_; }
-  TokenRows<const T> qkv_rows(const Task& task, int64_t part) {
-    return task.rows<const T>(args_.shape, args_.qkv, offsets(kQkv), part);
-  }
-  TokenRows<T> grad_rows(const Task& task, int64_t part) {
-    return task.rows<T>(args_.shape, args_.grad_qkv, offsets(kGradQkv), part);
-  }
-
-  // Panels of keys may be read past the last token.
-  int64_t rows_size() const { return round_up(tokens_, kPanel) * stride_; }
-  int64_t score_size() const { return (direct_ ? tokens_ : std::min(tokens_, kQueryBlock)) * score_stride_; }
-  int64_t workspace_size() const {
-    const auto padded = Workspace<A>::padded;
-    return 5 * padded(rows_size()) + 2 * padded(score_size()) + 5 * padded(kPanel * stride_) + 2 * padded(tokens_);
-  }
-
-  void load(const Task& task) {
-    const AttnShape& shape = args_.shape;
-    load_rows(qkv_rows(task, 0), 0, tokens_, queries_, stride_);
-    load_rows(qkv_rows(task, 1), 0, tokens_, keys_, stride_);
-    load_rows(qkv_rows(task, 2), 0, tokens_, values_, stride_);
-    load_rows(task.rows<const T>(shape, args_.grad_out, offsets(kGradOut), 0), 0, tokens_, grad_outs_, stride_);
-    for (A* rows : {keys_, values_}) std::fill(rows + tokens_ * stride_, rows + rows_size(), A(0));
-    const A* logsumexp = static_cast<const A*>(args_.logsumexp) + task.stats_offset(shape);
-    for (int64_t n = 0; n < tokens_; ++n) minus_logsumexp_[n] = logsumexp[n] * static_cast<A>(-kLog2E);
-    load_delta(task);
-  }
-
-  // The rows that the next task reads and writes.
-  void start_prefetch(const Task& next) {
-    const auto grad_out = next.rows<const T>(args_.shape, args_.grad_out, offsets(kGradOut), 0);
-    const auto out = next.rows<const T>(args_.shape, args_.out, offsets(kOut), 0);
-    const int64_t panels = (tokens_ + kPanel - 1) / kPanel;
-    prefetcher_.start(
-        {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), out, grad_out, grad_rows(next, 0), grad_rows(next, 1),
-         grad_rows(next, 2)},
-        prefetched_tokens(args_.shape), panels * row_blocks<tile_rows(2 * kKeyVectors)>(tokens_));
-  }
-
-  // delta = out . grad_out of every token.
-  void load_delta(const Task& task) {
-    const auto out = task.rows<const T>(args_.shape, args_.out, offsets(kOut), 0);
-    constexpr int64_t kCount = kLanes<A>;
-    for (int64_t first = 0; first < tokens_; first += kCount) {
-      const int64_t count = std::min(kCount, tokens_ - first);
-      Vec<A> products[kCount];
-      for (int64_t i = 0; i < count; ++i) {
-        const T* row = out[first + i];
-        const A* grad = grad_outs_ + (first + i) * stride_;
-        Vec<A> sum(0);
-        int64_t c = 0;
-        for (; c + kLanes<A> <= dim_; c += kLanes<A>) sum = at::vec::fmadd(load_as<A>(row + c), Vec<A>::loadu(grad + c), sum);
-        if (c < dim_) sum = at::vec::fmadd(load_as<A>(row + c, dim_ - c), Vec<A>::loadu(grad + c), sum);
-        products[i] = sum;
-      }
-      (Vec<A>(0) - sums_of_lanes(products)).store(minus_delta_ + first, static_cast<int>(count));
-    }
-  }
-
-  // Keys [first, first + count) against all queries.
+  // Keys [first, first + count) against all queries: adds to grad_queries_ and leaves grad_key_lanes_ and
+  // grad_value_lanes_, or with direct_ a panel of probabilities_ and grad_scores_.
   template <int kVectors>
-  void panel(const Task& task, int64_t first, int64_t count) {
+  void accumulate(int64_t first, int64_t count) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     const A* key_rows = keys_ + first * stride_;
+    const A scale = static_cast<A>(args_.shape.scale);
     tokens_to_lanes(key_rows, stride_, kWidth, dim_, key_lanes_, kWidth, static_cast<A>(args_.shape.scale * kLog2E));
     tokens_to_lanes(values_ + first * stride_, stride_, kWidth, dim_, value_lanes_, kWidth, A(1));
     if (direct_) return scores<kVectors>(0, tokens_, probabilities_ + first, grad_scores_ + first);
@@ -140,11 +60,19 @@ class Backward {
       const int64_t queries = std::min(kQueryBlock, tokens_ - query);
       scores<kVectors>(query, queries, probabilities_, grad_scores_);
       add_columns<kVectors>(query, queries, A(1), grad_outs_, probabilities_, grad_value_lanes_);
-      add_columns<kVectors>(query, queries, static_cast<A>(args_.shape.scale), queries_, grad_scores_, grad_key_lanes_);
+      add_columns<kVectors>(query, queries, scale, queries_, grad_scores_, grad_key_lanes_);
       add_grad_queries(query, queries, key_rows, first, count);
     }
-    store_lanes<kVectors>(grad_rows(task, 1), first, count, grad_key_lanes_);
-    store_lanes<kVectors>(grad_rows(task, 2), first, count, grad_value_lanes_);
+  }
+
+  // Panels of keys may be read past the last token.
+  int64_t rows_size() const { return round_up(tokens_, kPanel) * stride_; }
+
+ private:
+  int64_t score_size() const { return (direct_ ? tokens_ : std::min(tokens_, kQueryBlock)) * score_stride_; }
+  int64_t workspace_size() const {
+    const auto padded = Workspace<A>::padded;
+    return 5 * padded(rows_size()) + 2 * padded(score_size()) + 5 * padded(kPanel * stride_) + 2 * padded(tokens_);
   }
 
   // probabilities = 2**(scores - logsumexp) and grad_scores = scale * probabilities * (grad_out . value - delta), the
@@ -212,6 +140,111 @@ class Backward {
         });
   }
 
+ protected:
+  const AttnBackward& args_;
+  int64_t tokens_, dim_, stride_;
+  bool direct_;  // all probabilities at once
+  int64_t score_stride_;
+  Workspace<A> workspace_;
+  A *queries_, *keys_, *values_, *grad_outs_, *grad_queries_;  // [tokens, stride]
+  A *probabilities_, *grad_scores_;                            // [query block, score_stride]
+  A* rows_;                                                    // [panel, stride]
+  A *key_lanes_, *value_lanes_;                                // [head_dim, panel]
+  A *grad_key_lanes_, *grad_value_lanes_;                      // [head_dim, panel]
+  A *minus_logsumexp_, *minus_delta_;                          // [tokens]
+  RowPrefetcher prefetcher_;
+};
+
+template <typename T>
+class Backward : BackwardPanel<acc_t<T>> {
+  using A = acc_t<T>;
+  using Panel = BackwardPanel<A>;
+  using Panel::args_, Panel::tokens_, Panel::dim_, Panel::stride_, Panel::direct_, Panel::score_stride_, Panel::kPanel;
+  using Panel::grad_key_lanes_, Panel::grad_value_lanes_, Panel::minus_logsumexp_, Panel::minus_delta_;
+  using Panel::probabilities_, Panel::grad_scores_, Panel::rows_, Panel::prefetcher_, Panel::rows_size;
+  using Panel::queries_, Panel::keys_, Panel::values_, Panel::grad_outs_, Panel::grad_queries_;
+
+ public:
+  explicit Backward(const AttnBackward& args) : Panel(args), offsets_(4 * tokens_) {
+    const MapView* maps[] = {&args.qkv, &args.out, &args.grad_out, &args.grad_qkv};
+    for (int map = 0; map < 4; ++map) fill_token_offsets(args.shape.grid, *maps[map], offsets(map));
+  }
+
+  void run(const Task& task, const Task& next) {
+    load(task);
+    start_prefetch(next);
+    for (int64_t first = 0; first < tokens_; first += kPanel) {
+      const int64_t count = std::min(kPanel, tokens_ - first);
+      with_count<kKeyVectors>(vectors_of<A>(count), [&](auto vectors) {
+        constexpr int kVectors = decltype(vectors)::value;
+        Panel::template accumulate<kVectors>(first, count);
+        if (direct_) return;
+        store_lanes<kVectors>(grad_rows(task, 1), first, count, grad_key_lanes_);
+        store_lanes<kVectors>(grad_rows(task, 2), first, count, grad_value_lanes_);
+      });
+    }
+    if (direct_) {
+      store_direct(task);
+    } else {
+      store_rows(grad_rows(task, 0), 0, tokens_, grad_queries_, stride_);
+    }
+  }
+
+ private:
+  enum Map { kQkv, kOut, kGradOut, kGradQkv };
+
+  int64_t* offsets(int map) { return offsets_.data() + map * tokens_; }
+  TokenRows<const T> qkv_rows(const Task& task, int64_t part) {
+    return task.rows<const T>(args_.qkv, offsets(kQkv), part);
+  }
+  TokenRows<T> grad_rows(const Task& task, int64_t part) {
+    return task.rows<T>(args_.grad_qkv, offsets(kGradQkv), part);
+  }
+
+  void load(const Task& task) {
+    load_rows(qkv_rows(task, 0), 0, tokens_, queries_, stride_);
+    load_rows(qkv_rows(task, 1), 0, tokens_, keys_, stride_);
+    load_rows(qkv_rows(task, 2), 0, tokens_, values_, stride_);
+    load_rows(task.rows<const T>(args_.grad_out, offsets(kGradOut), 0), 0, tokens_, grad_outs_, stride_);
+    for (A* rows : {keys_, values_}) std::fill(rows + tokens_ * stride_, rows + rows_size(), A(0));
+    const A* logsumexp = static_cast<const A*>(args_.logsumexp) + task.stats_offset();
+    for (int64_t n = 0; n < tokens_; ++n) minus_logsumexp_[n] = logsumexp[n] * static_cast<A>(-kLog2E);
+    load_delta(task);
+  }
+
+  // The rows that the next task reads and writes.
+  void start_prefetch(const Task& next) {
+    const auto grad_out = next.rows<const T>(args_.grad_out, offsets(kGradOut), 0);
+    const auto out = next.rows<const T>(args_.out, offsets(kOut), 0);
+    const int64_t panels = (tokens_ + kPanel - 1) / kPanel;
+    prefetcher_.template start<T>(
+        {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), out, grad_out, grad_rows(next, 0), grad_rows(next, 1),
+         grad_rows(next, 2)},
+        prefetched_tokens(args_.shape), panels * row_blocks<tile_rows(2 * kKeyVectors)>(tokens_));
+  }
+
+  // delta = out . grad_out of every token.
+  void load_delta(const Task& task) {
+    const auto out = task.rows<const T>(args_.out, offsets(kOut), 0);
+    constexpr int64_t kCount = kLanes<A>;
+    for (int64_t first = 0; first < tokens_; first += kCount) {
+      const int64_t count = std::min(kCount, tokens_ - first);
+      Vec<A> products[kCount];
+      for (int64_t i = 0; i < count; ++i) {
+        const T* row = out[first + i];
+        const A* grad = grad_outs_ + (first + i) * stride_;
+        Vec<A> sum(0);
+        int64_t c = 0;
+        for (; c + kLanes<A> <= dim_; c += kLanes<A>) {
+          sum = at::vec::fmadd(load_as<A>(row + c), Vec<A>::loadu(grad + c), sum);
+        }
+        if (c < dim_) sum = at::vec::fmadd(load_as<A>(row + c, dim_ - c), Vec<A>::loadu(grad + c), sum);
+        products[i] = sum;
+      }
+      (Vec<A>(0) - sums_of_lanes(products)).store(minus_delta_ + first, static_cast<int>(count));
+    }
+  }
+
   template <int kVectors>
   void store_lanes(const TokenRows<T>& tokens, int64_t first, int64_t count, const A* lanes) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
@@ -236,19 +269,7 @@ class Backward {
         });
   }
 
-  const AttnBackward& args_;
-  int64_t tokens_, dim_, stride_;
-  bool direct_;  // all probabilities at once
-  int64_t score_stride_;
   std::vector<int64_t> offsets_;
-  Workspace<A> workspace_;
-  A *queries_, *keys_, *values_, *grad_outs_, *grad_queries_;                     // [tokens, stride]
-  A *probabilities_, *grad_scores_;                                               // [query block, score_stride]
-  A* rows_;                                                                       // [panel, stride]
-  A *key_lanes_, *value_lanes_;                                                   // [head_dim, panel]
-  A *grad_key_lanes_, *grad_value_lanes_;                                         // [head_dim, panel]
-  A *minus_logsumexp_, *minus_delta_;                                             // [tokens]
-  RowPrefetcher<T, 8> prefetcher_;
 };
 
 }  // namespace

@@ -16,7 +16,7 @@ struct AttnShape {
 struct AttnForward {
   AttnShape shape;
   MapView qkv, out;
-  void* logsumexp;  // [B, P, heads, N]
+  void* logsumexp;  // [B, P, heads, N], or nullptr where nobody wants it
 };
 
 struct AttnBackward {

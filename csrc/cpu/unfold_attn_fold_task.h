@@ -14,23 +14,42 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 
 constexpr double kFlopsPerChunk = 2e6;  // work below which a second thread costs more than it saves
 
-// One (sample, pixel position, head).
-struct Task {
-  int64_t b, p, head;
-
+// One (sample, pixel position, head); the position p is at (row, column) of its patch.
+class Task {
+ public:
   Task(const AttnShape& shape, int64_t index)
-      : b(index / (shape.grid.positions() * shape.heads)),
-        p(index / shape.heads % shape.grid.positions()),
-        head(index % shape.heads) {}
-  int64_t stats_offset(const AttnShape& shape) const {
-    return ((b * shape.grid.positions() + p) * shape.heads + head) * shape.grid.tokens();
+      : shape_(&shape),
+        index_(index),
+        b_(index / (shape.grid.positions() * shape.heads)),
+        row_(index / shape.heads % shape.grid.positions() / shape.grid.patch_w),
+        column_(index / shape.heads % shape.grid.patch_w),
+        head_(index % shape.heads) {}
+
+  Task next() const {
+    Task task = *this;
+    ++task.index_;
+    if (++task.head_ < shape_->heads) return task;
+    task.head_ = 0;
+    if (++task.column_ < shape_->grid.patch_w) return task;
+    task.column_ = 0;
+    if (++task.row_ < shape_->grid.patch_h) return task;
+    task.row_ = 0;
+    ++task.b_;
+    return task;
   }
+  // Where the statistics of its tokens begin.
+  int64_t stats_offset() const { return index_ * shape_->grid.tokens(); }
   // part: 0 query, 1 key, 2 value of a map of 3C channels; 0 of a map of C channels.
   template <typename T>
-  TokenRows<T> rows(const AttnShape& shape, const MapView& map, const int64_t* offsets, int64_t part) const {
-    const int64_t channel = (part * shape.heads + head) * shape.head_dim;
-    return token_rows<T>(shape.grid, map, offsets, b, p, channel, shape.head_dim);
+  TokenRows<T> rows(const MapView& map, const int64_t* offsets, int64_t part) const {
+    const int64_t pixel = b_ * map.batch_stride + row_ * map.row_stride + column_ * map.column_stride;
+    const int64_t channel = (part * shape_->heads + head_) * shape_->head_dim;
+    return {static_cast<T*>(map.data) + pixel + channel, offsets, shape_->head_dim};
   }
+
+ private:
+  const AttnShape* shape_;
+  int64_t index_, b_, row_, column_, head_;
 };
 
 inline int64_t task_count(const AttnShape& shape) { return shape.grid.batch * shape.grid.positions() * shape.heads; }
@@ -48,8 +67,11 @@ void for_each_task(const Arguments& args, int64_t products) {
   with_dtype(args.shape.dtype, [&](auto element) {
     at::parallel_for(0, task_count(args.shape), grain_size(args.shape, products), [&](int64_t begin, int64_t end) {
       Kernel<decltype(element)> kernel(args);
+      Task task(args.shape, begin);
       for (int64_t index = begin; index < end; ++index) {
-        kernel.run(Task(args.shape, index), Task(args.shape, std::min(index + 1, end - 1)));
+        const Task next = index + 1 < end ? task.next() : task;
+        kernel.run(task, next);
+        task = next;
       }
     });
   });
