@@ -110,7 +110,7 @@ inline Vec<A> load_as(const T* p, int64_t count = Vec<A>::size()) {
 #if defined(CPU_CAPABILITY_AVX512)
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
     const __m256i stored = count == Vec<A>::size() ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
-                                           : _mm256_maskz_loadu_epi16(mask, p);
+                                                   : _mm256_maskz_loadu_epi16(mask, p);
     __m512 value;
     at::vec::cvt_to_fp32<T>(stored, value);
     return value;
@@ -193,8 +193,8 @@ inline Vec<A> exp2_score(const Vec<A>& x) {
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(6.93153073207e-1f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(9.99999925064e-1f));
     // 2**(floor(x) + 64) is normal; below 2**-126 the product underflows as it should.
-    const __m256i exponent = _mm256_slli_epi32(
-        _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127 + 64)), 23);
+    const __m256i exponent =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127 + 64)), 23);
     return _mm256_mul_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(exponent)), _mm256_set1_ps(0x1p-64f));
   }
 #endif

@@ -13,9 +13,9 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kQueryBlock = 128;  // queries whose probabilities and gradients for a panel of keys stay in L1
+constexpr int64_t kQueryBlock = 128;   // queries whose probabilities and gradients for a panel of keys stay in L1
 constexpr int64_t kDirectTokens = 64;  // tokens whose probabilities and gradients for all keys stay in L1
-constexpr int kKeyVectors = 2;       // keys of a panel, in vectors
+constexpr int kKeyVectors = 2;         // keys of a panel, in vectors
 
 // The products of a panel of keys with all queries, in a thread's own memory.
 template <typename A>
@@ -112,7 +112,8 @@ class BackwardPanel {
     }
   }
 
-  // lanes [head_dim, keys] (+)= factor * rows^T [head_dim, queries] weights [queries, keys]; the first block overwrites.
+  // lanes [head_dim, keys] (+)= factor * rows^T [head_dim, queries] weights [queries, keys]; the first block
+  // overwrites.
   template <int kVectors>
   void add_columns(int64_t query, int64_t queries, A factor, const A* rows, const A* weights, A* lanes) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;

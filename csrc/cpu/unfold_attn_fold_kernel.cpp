@@ -144,7 +144,8 @@ template <typename T>
 class Forward : ForwardPanel<acc_t<T>> {
   using A = acc_t<T>;
   using Panel = ForwardPanel<A>;
-  using Panel::args_, Panel::tokens_, Panel::dim_, Panel::direct_, Panel::row_stride_, Panel::value_stride_, Panel::kPanel;
+  using Panel::args_, Panel::tokens_, Panel::dim_, Panel::direct_, Panel::row_stride_, Panel::value_stride_,
+      Panel::kPanel;
   using Panel::keys_, Panel::values_, Panel::scores_, Panel::rows_, Panel::softmax_, Panel::prefetcher_;
 
  public:

@@ -60,8 +60,8 @@ inline int64_t grain_size(const AttnShape& shape, int64_t products) {
   return std::max<int64_t>(1, static_cast<int64_t>(kFlopsPerChunk / flops));
 }
 
-// Runs Kernel<T>(args).run(task, next task of this thread) for all tasks, one kernel object per thread; products: how many matrix products of
-// [N, N, head_dim] a task costs.
+// Runs Kernel<T>(args).run(task, next task of this thread) for all tasks, one kernel object per thread; products: how
+// many matrix products of [N, N, head_dim] a task costs.
 template <template <typename> class Kernel, typename Arguments>
 void for_each_task(const Arguments& args, int64_t products) {
   with_dtype(args.shape.dtype, [&](auto element) {

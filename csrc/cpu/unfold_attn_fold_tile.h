@@ -169,12 +169,9 @@ inline void multiply_wide(int64_t rows, int64_t columns, const Product<A>& produ
     Product<A> part = product;
     part.b += column;
     with_count<4>(count, [&](auto group_vectors) {
-      multiply<kLayout, decltype(group_vectors)::value>(
-          rows, part, [finished, column](int64_t first, auto& sums) {
-            for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) {
-              finished(first + m, column + v * kLanes<A>, sum);
-            });
-          });
+      multiply<kLayout, decltype(group_vectors)::value>(rows, part, [finished, column](int64_t first, auto& sums) {
+        for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) { finished(first + m, column + v * kLanes<A>, sum); });
+      });
     });
     vector += count;
   }
