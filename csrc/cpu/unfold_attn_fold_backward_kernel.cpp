@@ -90,24 +90,19 @@ class BackwardPanel {
   C10_NOINLINE void score_tile(int64_t query, A* probabilities, A* grad_scores) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     Vec<A> logits[kRows][kVectors], grads[kRows][kVectors];
-#pragma GCC unroll 12
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        logits[m][v] = Vec<A>(minus_logsumexp_[query + m]);
-        grads[m][v] = Vec<A>(minus_delta_[query + m]);
-      }
-    }
+    fill(logits, A(0));
+    fill(grads, A(0));
     multiply_add<Scalars::kRows>(logits, queries_ + query * stride_, stride_, key_lanes_, kWidth, dim_);
     multiply_add<Scalars::kRows>(grads, grad_outs_ + query * stride_, stride_, value_lanes_, kWidth, dim_);
 #pragma GCC unroll 12
     for (int m = 0; m < kRows; ++m) {
+      const Vec<A> minus_logsumexp(minus_logsumexp_[query + m]), minus_delta(minus_delta_[query + m]);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         const int64_t target = m * score_stride_ + v * kLanes<A>;
-        const Vec<A> probability = exp2_score<A>(logits[m][v]);
+        const Vec<A> probability = exp2_score<A>(logits[m][v] + minus_logsumexp);
         probability.store(probabilities + target);
-        (probability * grads[m][v]).store(grad_scores + target);
+        (probability * (grads[m][v] + minus_delta)).store(grad_scores + target);
       }
     }
   }
