@@ -53,7 +53,7 @@ class BackwardPanel {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     const A* key_rows = keys_ + first * stride_;
     const A scale = static_cast<A>(args_.shape.scale);
-    tokens_to_lanes(key_rows, stride_, kWidth, dim_, key_lanes_, kWidth, static_cast<A>(args_.shape.scale * kLog2E));
+    tokens_to_lanes(key_rows, stride_, kWidth, dim_, key_lanes_, kWidth, score_sign<A>(args_.shape));
     tokens_to_lanes(values_ + first * stride_, stride_, kWidth, dim_, value_lanes_, kWidth, A(1));
     if (direct_) return scores<kVectors>(0, tokens_, probabilities_ + first, grad_scores_ + first);
     for (int64_t query = 0; query < tokens_; query += kQueryBlock) {
@@ -92,6 +92,7 @@ class BackwardPanel {
     Vec<A> logits[kRows][kVectors], grads[kRows][kVectors];
     fill(logits, A(0));
     fill(grads, A(0));
+    const Vec<A> factor(score_factor<A>(args_.shape));
     multiply_add<Scalars::kRows>(logits, queries_ + query * stride_, stride_, key_lanes_, kWidth, dim_);
     multiply_add<Scalars::kRows>(grads, grad_outs_ + query * stride_, stride_, value_lanes_, kWidth, dim_);
 #pragma GCC unroll 12
@@ -100,7 +101,7 @@ class BackwardPanel {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         const int64_t target = m * score_stride_ + v * kLanes<A>;
-        const Vec<A> probability = exp2_score<A>(logits[m][v] + minus_logsumexp);
+        const Vec<A> probability = exp2_score<A>(at::vec::fmadd(logits[m][v], factor, minus_logsumexp));
         probability.store(probabilities + target);
         (probability * (grads[m][v] + minus_delta)).store(grad_scores + target);
       }

@@ -45,7 +45,7 @@ class ForwardPanel {
   void attend(int64_t count, A* logsumexp) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     std::fill(rows_ + count * row_stride_, rows_ + kWidth * row_stride_, A(0));
-    tokens_to_lanes(rows_, row_stride_, kWidth, dim_, query_, kWidth, static_cast<A>(args_.shape.scale * kLog2E));
+    tokens_to_lanes(rows_, row_stride_, kWidth, dim_, query_, kWidth, score_sign<A>(args_.shape));
     softmax_.template begin<kVectors>();
     for (int64_t key = 0; key < tokens_; key += kKeyBlock) {
       const int64_t keys = std::min(kKeyBlock, tokens_ - key);
@@ -85,7 +85,7 @@ class ForwardPanel {
           std::copy_n(tile_maxima, kVectors, maxima);
         },
         [&] { prefetcher_.step(); });
-    softmax_.template exponentiate<kVectors>(keys, maxima, scores_);
+    softmax_.template exponentiate<kVectors>(keys, score_factor<A>(args_.shape), maxima, scores_);
   }
 
   // result_ [head_dim, queries] = result_ * decay + values^T probabilities

@@ -21,22 +21,23 @@ struct OnlineSoftmax {
     std::fill_n(sum, kVectors * kLanes<A>, A(0));
   }
 
-  // Replaces scores [keys, kVectors] by 2**(score - origin) and updates the statistics.
+  // Replaces products [keys, kVectors] by 2**(score - origin), score = factor * product, and updates the statistics.
+  // factor >= 0; block_maxima are those of the products.
   template <int kVectors>
-  void exponentiate(int64_t keys, const Vec<A> (&block_maxima)[kVectors], A* scores) {
+  void exponentiate(int64_t keys, A factor, const Vec<A> (&block_maxima)[kVectors], A* products) {
     constexpr int kChains = 4;  // independent sums hide each other's latency and round less than one
     constexpr int64_t kWidth = kVectors * kLanes<A>;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       const int64_t lane = v * kLanes<A>;
       const Vec<A> old_maximum = Vec<A>::loadu(maximum + lane);
-      const Vec<A> new_maximum = larger(old_maximum, block_maxima[v]);
+      const Vec<A> new_maximum = larger(old_maximum, block_maxima[v] * Vec<A>(factor));
       const Vec<A> origin = origin_of(new_maximum);
       const Vec<A> block_decay = exp2_score<A>(old_maximum - origin);
       Vec<A> sums[kChains] = {A(0), A(0), A(0), A(0)};
       const auto step = [&](int64_t k, int chain) {
-        A* row = scores + k * kWidth + lane;
-        const Vec<A> probability = exp2_score<A>(Vec<A>::loadu(row) - origin);
+        A* row = products + k * kWidth + lane;
+        const Vec<A> probability = exp2_score<A>(at::vec::fmsub(Vec<A>::loadu(row), Vec<A>(factor), origin));
         probability.store(row);
         sums[chain] = sums[chain] + probability;
       };

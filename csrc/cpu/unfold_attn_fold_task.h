@@ -9,6 +9,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
@@ -53,6 +54,18 @@ class Task {
 };
 
 inline int64_t task_count(const AttnShape& shape) { return shape.grid.batch * shape.grid.positions() * shape.heads; }
+
+// Scores in units of log 2 are factor * (sign * query . key). The dot products are the same numbers forward and
+// backward, which makes their rounding cancel in the difference from the logsumexp.
+template <typename A>
+A score_factor(const AttnShape& shape) {
+  return static_cast<A>(std::abs(shape.scale) * kLog2E);
+}
+
+template <typename A>
+A score_sign(const AttnShape& shape) {
+  return static_cast<A>(shape.scale < 0 ? -1 : 1);
+}
 
 inline int64_t grain_size(const AttnShape& shape, int64_t products) {
   const double tokens = static_cast<double>(shape.grid.tokens());
