@@ -8,6 +8,7 @@
 #include <ATen/cpu/vec/vec.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
@@ -65,6 +66,29 @@ inline T horizontal_sum(const Vec<T>& vector) {
   return at::vec::vec_reduce_all<T>([](auto& a, auto& b) { return a + b; }, vector);
 }
 
+// Lane i of the result is the sum of the lanes of vectors[i].
+template <typename T>
+inline Vec<T> sums_of_lanes(const Vec<T> (&vectors)[Vec<T>::size()]) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    __m512 quarters[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m512 a = vectors[4 * i], b = vectors[4 * i + 1], c = vectors[4 * i + 2], d = vectors[4 * i + 3];
+      const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+      const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+      quarters[i] = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    }
+    const auto add_halves = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    return add_halves(add_halves(quarters[0], quarters[1]), add_halves(quarters[2], quarters[3]));
+  }
+#endif
+  T sums[Vec<T>::size()];
+  for (int64_t i = 0; i < Vec<T>::size(); ++i) sums[i] = horizontal_sum(vectors[i]);
+  return Vec<T>::loadu(sums);
+}
+
 // sum_i a[i] * b[i]
 template <typename T>
 inline T dot(const T* a, const T* b, int64_t n) {
@@ -75,6 +99,117 @@ inline T dot(const T* a, const T* b, int64_t n) {
   }
   if (i < n) sum = at::vec::fmadd(Vec<T>::loadu(a + i, n - i), Vec<T>::loadu(b + i, n - i), sum);
   return horizontal_sum(sum);
+}
+
+// count elements of a storage type, converted to the accumulation type A; zero behind them.
+template <typename A, typename T>
+inline Vec<A> load_as(const T* p, int64_t count = Vec<A>::size()) {
+  if constexpr (std::is_same_v<A, T>) {
+    return Vec<A>::loadu(p, count);
+  } else {
+#if defined(CPU_CAPABILITY_AVX512)
+    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    const __m256i stored = count == Vec<A>::size() ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                                   : _mm256_maskz_loadu_epi16(mask, p);
+    __m512 value;
+    at::vec::cvt_to_fp32<T>(stored, value);
+    return value;
+#elif defined(CPU_CAPABILITY_AVX2)
+    __m128i stored = _mm_setzero_si128();
+    std::memcpy(&stored, p, count * sizeof(T));
+    __m256 value;
+    at::vec::cvt_to_fp32<T>(stored, value);
+    return value;
+#else
+    A values[Vec<A>::size()] = {};
+    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<A>(p[i]);
+    return Vec<A>::loadu(values);
+#endif
+  }
+}
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+// bfloat16 or float16, rounded to nearest.
+template <typename T>
+inline auto to_storage(const Vec<float>& value) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    return at::vec::cvtfp32_bf16(value);
+  } else {
+    return at::vec::cvtfp32_fp16(value);
+  }
+}
+#endif
+
+// The first count elements, converted to the storage type.
+template <typename A, typename T>
+inline void store_as(const Vec<A>& value, T* p, int64_t count = Vec<A>::size()) {
+  if constexpr (std::is_same_v<A, T>) {
+    value.store(p, static_cast<int>(count));
+  } else {
+#if defined(CPU_CAPABILITY_AVX512)
+    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    const __m256i stored = to_storage<T>(value);
+    if (count == Vec<A>::size()) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), stored);
+    } else {
+      _mm256_mask_storeu_epi16(p, mask, stored);
+    }
+#elif defined(CPU_CAPABILITY_AVX2)
+    const __m128i stored = to_storage<T>(value);
+    std::memcpy(p, &stored, count * sizeof(T));
+#else
+    A values[Vec<A>::size()];
+    value.store(values);
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(values[i]);
+#endif
+  }
+}
+
+// 2**x for scores of softmax: x below 1, or NaN, which stays NaN; relative error below 2**-22 in float32.
+template <typename A>
+inline Vec<A> exp2_score(const Vec<A>& x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) {
+    // x = floor(x) + r; the minimax polynomial of 2**r on [0, 1] has a relative error of 7.5e-8. r is 0 for -inf.
+    const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(1.87757676566e-3f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.98933987660e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.58263182317e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40153616983e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93153073207e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.99999925064e-1f));
+    return _mm512_scalef_ps(p, x);  // by 2**floor(x)
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<A, float>) {
+    // As above, with 2**floor(x) made of bits; max returns its second operand where one is NaN.
+    const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(-150.0f), x);
+    const __m256 whole = _mm256_floor_ps(clamped);
+    const __m256 r = _mm256_sub_ps(clamped, whole);
+    __m256 p = _mm256_set1_ps(1.87757676566e-3f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.98933987660e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.58263182317e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(2.40153616983e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(6.93153073207e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(9.99999925064e-1f));
+    // 2**(floor(x) + 64) is normal; below 2**-126 the product underflows as it should.
+    const __m256i exponent =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127 + 64)), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(exponent)), _mm256_set1_ps(0x1p-64f));
+  }
+#endif
+  return x.exp2();
+}
+
+// The larger of both; b where one is NaN.
+template <typename A>
+inline Vec<A> larger(const Vec<A>& a, const Vec<A>& b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) return _mm512_max_ps(a, b);
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<A, float>) return _mm256_max_ps(a, b);
+#endif
+  return at::vec::maximum(a, b);
 }
 
 // 2**x for x <= 0 (or NaN, which stays NaN).

@@ -82,7 +82,10 @@ class GroupTransformer {
           attention_(attention_args_) {}
 
     // One head of one group.
-    void attend(int64_t task) { attention_.run(Task(attention_args_.shape, task)); }
+    void attend(int64_t index) {
+      const Task task(attention_args_.shape, index);
+      attention_.run(task, task);
+    }
 
    private:
     Workspace<W> memory_;

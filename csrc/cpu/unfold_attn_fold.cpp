@@ -17,24 +17,28 @@ AttnShape shape_of(const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef pat
   return {grid_of(qkv, patch_size), num_heads, head_dim, scale.value_or(default_scale), qkv.scalar_type()};
 }
 
-std::tuple<at::Tensor, at::Tensor> forward(
-    const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size, std::optional<double> scale) {
-  check_unfold_attn_fold(qkv, num_heads, patch_size);
+// logsumexp: memory of [B, P, heads, N], or nullptr.
+at::Tensor attend(const at::Tensor& qkv, const AttnShape& shape, void* logsumexp) {
   const at::Tensor map = with_adjacent_channels(qkv);
-  const AttnShape shape = shape_of(qkv, num_heads, patch_size, scale);
-  const at::Tensor out = empty_map(qkv, num_heads * shape.head_dim);
-  const at::Tensor logsumexp = at::empty(
-      {qkv.size(0), shape.grid.positions(), num_heads, shape.grid.tokens()},
-      qkv.options().dtype(accumulate_dtype(qkv)));
-  if (out.numel() > 0) {
-    run_unfold_attn_fold_forward({shape, view_of(map), view_of(out), logsumexp.mutable_data_ptr()});
-  }
-  return {out, logsumexp};
+  const at::Tensor out = empty_map(qkv, shape.heads * shape.head_dim);
+  if (out.numel() > 0) run_unfold_attn_fold_forward({shape, view_of(map), view_of(out), logsumexp});
+  return out;
 }
 
 at::Tensor unfold_attn_fold(
     const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size, std::optional<double> scale) {
-  return std::get<0>(forward(qkv, num_heads, patch_size, scale));
+  check_unfold_attn_fold(qkv, num_heads, patch_size);
+  return attend(qkv, shape_of(qkv, num_heads, patch_size, scale), nullptr);
+}
+
+std::tuple<at::Tensor, at::Tensor> forward(
+    const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size, std::optional<double> scale) {
+  check_unfold_attn_fold(qkv, num_heads, patch_size);
+  const AttnShape shape = shape_of(qkv, num_heads, patch_size, scale);
+  const at::Tensor logsumexp = at::empty(
+      {qkv.size(0), shape.grid.positions(), num_heads, shape.grid.tokens()},
+      qkv.options().dtype(accumulate_dtype(qkv)));
+  return {attend(qkv, shape, logsumexp.mutable_data_ptr()), logsumexp};
 }
 
 at::Tensor backward(

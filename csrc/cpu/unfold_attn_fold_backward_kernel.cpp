@@ -1,137 +1,272 @@
 // Attention among the tokens of one pixel position, backward. The probabilities are recomputed from the logsumexp; a
 // task owns the keys and values of its head, so that nothing is summed across threads.
+//
+// Keys lie on the vector lanes: probabilities and score gradients are [queries, keys], which makes the gradients of the
+// keys and values, two of the five products, sums over rows, with head_dim as rows of the result.
 #include "cpu/unfold_attn_fold_kernel.h"
 
-#include "cpu/gemm.h"
 #include "cpu/token_io.h"
 #include "cpu/unfold_attn_fold_task.h"
+
+#include <vector>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-template <typename T>
-class Backward {
-  using A = acc_t<T>;
+constexpr int64_t kQueryBlock = 128;   // queries whose probabilities and gradients for a panel of keys stay in L1
+constexpr int64_t kDirectTokens = 64;  // tokens whose probabilities and gradients for all keys stay in L1
+constexpr int kKeyVectors = 2;         // keys of a panel, in vectors
 
- public:
-  explicit Backward(const AttnBackward& args)
+// The products of a panel of keys with all queries, in a thread's own memory.
+template <typename A>
+class BackwardPanel {
+ protected:
+  static constexpr int64_t kPanel = kKeyVectors * kLanes<A>;
+
+  explicit BackwardPanel(const AttnBackward& args)
       : args_(args),
         tokens_(args.shape.grid.tokens()),
         dim_(args.shape.head_dim),
-        padded_dim_(round_up(dim_, Vec<A>::size())),
+        stride_(round_up(dim_, kLanes<A>)),
+        direct_(tokens_ <= kDirectTokens),
+        score_stride_(direct_ ? round_up(tokens_, kPanel) : kPanel),
         workspace_(workspace_size()),
-        keys_(workspace_.take(tokens_ * dim_)),
-        values_(workspace_.take(tokens_ * dim_)),
-        grad_keys_(workspace_.take(tokens_ * padded_dim_)),
-        grad_values_(workspace_.take(tokens_ * padded_dim_)),
-        probabilities_(workspace_.take(key_block() * kPanel<A>)),
-        grad_scores_(workspace_.take(key_block() * kPanel<A>)),
-        query_rows_(workspace_.take(kPanel<A> * padded_dim_)),
-        grad_out_rows_(workspace_.take(kPanel<A> * padded_dim_)),
-        out_rows_(workspace_.take(kPanel<A> * padded_dim_)),
-        query_(workspace_.take(dim_ * kPanel<A>)),
-        grad_out_(workspace_.take(dim_ * kPanel<A>)),
-        grad_query_(workspace_.take(dim_ * kPanel<A>)),
-        logsumexp_(workspace_.take(kPanel<A>)),
-        delta_(workspace_.take(kPanel<A>)) {
-    // The columns past head_dim take part in products: they must be numbers.
-    std::fill_n(query_rows_, kPanel<A> * padded_dim_, A(0));
-    std::fill_n(grad_out_rows_, kPanel<A> * padded_dim_, A(0));
+        queries_(workspace_.take(rows_size())),
+        keys_(workspace_.take(rows_size())),
+        values_(workspace_.take(rows_size())),
+        grad_outs_(workspace_.take(rows_size())),
+        grad_queries_(workspace_.take(rows_size())),
+        probabilities_(workspace_.take(score_size())),
+        grad_scores_(workspace_.take(score_size())),
+        rows_(workspace_.take(kPanel * stride_)),
+        key_lanes_(workspace_.take(stride_ * kPanel)),
+        value_lanes_(workspace_.take(stride_ * kPanel)),
+        grad_key_lanes_(workspace_.take(stride_ * kPanel)),
+        grad_value_lanes_(workspace_.take(stride_ * kPanel)),
+        minus_logsumexp_(workspace_.take(tokens_)),
+        minus_delta_(workspace_.take(tokens_)) {}
+
+  // Keys [first, first + count) against all queries: adds to grad_queries_ and leaves grad_key_lanes_ and
+  // grad_value_lanes_, or with direct_ a panel of probabilities_ and grad_scores_.
+  template <int kVectors>
+  void accumulate(int64_t first, int64_t count) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    const A* key_rows = keys_ + first * stride_;
+    const A scale = static_cast<A>(args_.shape.scale);
+    tokens_to_lanes(key_rows, stride_, kWidth, dim_, key_lanes_, kWidth, score_sign<A>(args_.shape));
+    tokens_to_lanes(values_ + first * stride_, stride_, kWidth, dim_, value_lanes_, kWidth, A(1));
+    if (direct_) return scores<kVectors>(0, tokens_, probabilities_ + first, grad_scores_ + first);
+    for (int64_t query = 0; query < tokens_; query += kQueryBlock) {
+      const int64_t queries = std::min(kQueryBlock, tokens_ - query);
+      scores<kVectors>(query, queries, probabilities_, grad_scores_);
+      add_columns<kVectors>(query, queries, A(1), grad_outs_, probabilities_, grad_value_lanes_);
+      add_columns<kVectors>(query, queries, scale, queries_, grad_scores_, grad_key_lanes_);
+      add_grad_queries(query, queries, key_rows, first, count);
+    }
   }
 
-  void run(const Task& task) {
-    load_tokens<T>(task.qkv(args_.shape, args_.qkv, 1), 0, tokens_, keys_, dim_);
-    load_tokens<T>(task.qkv(args_.shape, args_.qkv, 2), 0, tokens_, values_, dim_);
-    std::fill_n(grad_keys_, tokens_ * padded_dim_, A(0));
-    std::fill_n(grad_values_, tokens_ * padded_dim_, A(0));
-    for (int64_t first = 0; first < tokens_; first += kPanel<A>) {
-      const int64_t count = std::min(kPanel<A>, tokens_ - first);
-      load_queries(task, first, count);
-      for (int64_t key = 0; key < tokens_; key += kKeyBlock) {
-        accumulate(key, std::min(kKeyBlock, tokens_ - key), count);
+  // Panels of keys may be read past the last token.
+  int64_t rows_size() const { return round_up(tokens_, kPanel) * stride_; }
+
+ private:
+  int64_t score_size() const { return (direct_ ? tokens_ : std::min(tokens_, kQueryBlock)) * score_stride_; }
+  int64_t workspace_size() const {
+    const auto padded = Workspace<A>::padded;
+    return 5 * padded(rows_size()) + 2 * padded(score_size()) + 5 * padded(kPanel * stride_) + 2 * padded(tokens_);
+  }
+
+  // probabilities = 2**(scores - logsumexp) and grad_scores = scale * probabilities * (grad_out . value - delta), the
+  // scale being applied to the keys and queries that they are multiplied with.
+  template <int kVectors>
+  void scores(int64_t query, int64_t queries, A* probabilities, A* grad_scores) {
+    for_row_blocks<tile_rows(2 * kVectors)>(queries, [&](auto rows, int64_t row) {
+      prefetcher_.step();
+      const int64_t target = row * score_stride_;
+      score_tile<decltype(rows)::value, kVectors>(query + row, probabilities + target, grad_scores + target);
+    });
+  }
+
+  template <int kRows, int kVectors>
+  C10_NOINLINE void score_tile(int64_t query, A* probabilities, A* grad_scores) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    Vec<A> logits[kRows][kVectors], grads[kRows][kVectors];
+    fill(logits, A(0));
+    fill(grads, A(0));
+    const Vec<A> factor(score_factor<A>(args_.shape));
+    multiply_add<Scalars::kRows>(logits, queries_ + query * stride_, stride_, key_lanes_, kWidth, dim_);
+    multiply_add<Scalars::kRows>(grads, grad_outs_ + query * stride_, stride_, value_lanes_, kWidth, dim_);
+#pragma GCC unroll 12
+    for (int m = 0; m < kRows; ++m) {
+      const Vec<A> minus_logsumexp(minus_logsumexp_[query + m]), minus_delta(minus_delta_[query + m]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t target = m * score_stride_ + v * kLanes<A>;
+        const Vec<A> probability = exp2_score<A>(at::vec::fmadd(logits[m][v], factor, minus_logsumexp));
+        probability.store(probabilities + target);
+        (probability * (grads[m][v] + minus_delta)).store(grad_scores + target);
       }
-      store_grad_query(task, first, count);
     }
-    store_tokens<T>(task.qkv(args_.shape, args_.grad_qkv, 1), 0, tokens_, grad_keys_, padded_dim_);
-    store_tokens<T>(task.qkv(args_.shape, args_.grad_qkv, 2), 0, tokens_, grad_values_, padded_dim_);
+  }
+
+  // lanes [head_dim, keys] (+)= factor * rows^T [head_dim, queries] weights [queries, keys]; the first block
+  // overwrites.
+  template <int kVectors>
+  void add_columns(int64_t query, int64_t queries, A factor, const A* rows, const A* weights, A* lanes) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    multiply<Scalars::kColumns, kVectors>(
+        dim_, TileProduct<A>{rows + query * stride_, stride_, weights, score_stride_, queries},
+        [lanes, query, factor](int64_t row, auto& sums) {
+          for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) {
+            A* target = lanes + (row + m) * kWidth + v * kLanes<A>;
+            const Vec<A> old = query == 0 ? Vec<A>(0) : Vec<A>::loadu(target);
+            at::vec::fmadd(sum, Vec<A>(factor), old).store(target);
+          });
+        });
+  }
+
+  // grad_queries (+)= scale * grad_scores [queries, keys] keys [keys, head_dim]; the first panel of keys overwrites.
+  void add_grad_queries(int64_t query, int64_t queries, const A* key_rows, int64_t first, int64_t count) {
+    const Vec<A> scale(static_cast<A>(args_.shape.scale));
+    multiply_wide<Scalars::kRows>(
+        queries, dim_, TileProduct<A>{grad_scores_, score_stride_, key_rows, stride_, count},
+        [grad_rows = grad_queries_ + query * stride_, stride = stride_, scale, first](
+            int64_t row, int64_t column, const Vec<A>& sum) {
+          A* target = grad_rows + row * stride + column;
+          const Vec<A> old = first == 0 ? Vec<A>(0) : Vec<A>::loadu(target);
+          at::vec::fmadd(sum, scale, old).store(target);
+        });
+  }
+
+ protected:
+  const AttnBackward& args_;
+  int64_t tokens_, dim_, stride_;
+  bool direct_;  // all probabilities at once
+  int64_t score_stride_;
+  Workspace<A> workspace_;
+  A *queries_, *keys_, *values_, *grad_outs_, *grad_queries_;  // [tokens, stride]
+  A *probabilities_, *grad_scores_;                            // [query block, score_stride]
+  A* rows_;                                                    // [panel, stride]
+  A *key_lanes_, *value_lanes_;                                // [head_dim, panel]
+  A *grad_key_lanes_, *grad_value_lanes_;                      // [head_dim, panel]
+  A *minus_logsumexp_, *minus_delta_;                          // [tokens]
+  RowPrefetcher prefetcher_;
+};
+
+template <typename T>
+class Backward : BackwardPanel<acc_t<T>> {
+  using A = acc_t<T>;
+  using Panel = BackwardPanel<A>;
+  using Panel::args_, Panel::tokens_, Panel::dim_, Panel::stride_, Panel::direct_, Panel::score_stride_, Panel::kPanel;
+  using Panel::grad_key_lanes_, Panel::grad_value_lanes_, Panel::minus_logsumexp_, Panel::minus_delta_;
+  using Panel::probabilities_, Panel::grad_scores_, Panel::rows_, Panel::prefetcher_, Panel::rows_size;
+  using Panel::queries_, Panel::keys_, Panel::values_, Panel::grad_outs_, Panel::grad_queries_;
+
+ public:
+  explicit Backward(const AttnBackward& args) : Panel(args), offsets_(4 * tokens_) {
+    const MapView* maps[] = {&args.qkv, &args.out, &args.grad_out, &args.grad_qkv};
+    for (int map = 0; map < 4; ++map) fill_token_offsets(args.shape.grid, *maps[map], offsets(map));
+  }
+
+  void run(const Task& task, const Task& next) {
+    load(task);
+    start_prefetch(next);
+    for (int64_t first = 0; first < tokens_; first += kPanel) {
+      const int64_t count = std::min(kPanel, tokens_ - first);
+      with_count<kKeyVectors>(vectors_of<A>(count), [&](auto vectors) {
+        constexpr int kVectors = decltype(vectors)::value;
+        Panel::template accumulate<kVectors>(first, count);
+        if (direct_) return;
+        store_lanes<kVectors>(grad_rows(task, 1), first, count, grad_key_lanes_);
+        store_lanes<kVectors>(grad_rows(task, 2), first, count, grad_value_lanes_);
+      });
+    }
+    if (direct_) {
+      store_direct(task);
+    } else {
+      store_rows(grad_rows(task, 0), 0, tokens_, grad_queries_, stride_);
+    }
   }
 
  private:
-  int64_t key_block() const { return std::min(tokens_, kKeyBlock); }
+  enum Map { kQkv, kOut, kGradOut, kGradQkv };
 
-  int64_t workspace_size() const {
-    const auto padded = Workspace<A>::padded;
-    return 2 * padded(tokens_ * dim_) + 2 * padded(tokens_ * padded_dim_) + 2 * padded(key_block() * kPanel<A>) +
-        3 * padded(kPanel<A> * padded_dim_) + 3 * padded(dim_ * kPanel<A>) + 2 * padded(kPanel<A>);
+  int64_t* offsets(int map) { return offsets_.data() + map * tokens_; }
+  TokenRows<const T> qkv_rows(const Task& task, int64_t part) {
+    return task.rows<const T>(args_.qkv, offsets(kQkv), part);
+  }
+  TokenRows<T> grad_rows(const Task& task, int64_t part) {
+    return task.rows<T>(args_.grad_qkv, offsets(kGradQkv), part);
   }
 
-  // Queries and output gradients of a panel, both as rows and as lanes, with logsumexp and delta = out . grad_out.
-  void load_queries(const Task& task, int64_t first, int64_t count) {
-    const AttnShape& shape = args_.shape;
-    load_tokens<T>(task.qkv(shape, args_.qkv, 0), first, count, query_rows_, padded_dim_);
-    load_tokens<T>(task.out(shape, args_.grad_out), first, count, grad_out_rows_, padded_dim_);
-    load_tokens<T>(task.out(shape, args_.out), first, count, out_rows_, padded_dim_);
-    rows_to_lanes(query_rows_, padded_dim_, count, dim_, query_, kPanel<A>, static_cast<A>(shape.scale * kLog2E));
-    rows_to_lanes(grad_out_rows_, padded_dim_, count, dim_, grad_out_, kPanel<A>, A(1));
-    std::fill_n(grad_query_, dim_ * kPanel<A>, A(0));
-    std::fill_n(logsumexp_, kPanel<A>, A(0));
-    std::fill_n(delta_, kPanel<A>, A(0));
-    const A* logsumexp = static_cast<const A*>(args_.logsumexp) + task.stats_offset(shape) + first;
-    for (int64_t i = 0; i < count; ++i) {
-      logsumexp_[i] = logsumexp[i] * static_cast<A>(kLog2E);
-      delta_[i] = dot(out_rows_ + i * padded_dim_, grad_out_rows_ + i * padded_dim_, dim_);
-    }
+  void load(const Task& task) {
+    load_rows(qkv_rows(task, 0), 0, tokens_, queries_, stride_);
+    load_rows(qkv_rows(task, 1), 0, tokens_, keys_, stride_);
+    load_rows(qkv_rows(task, 2), 0, tokens_, values_, stride_);
+    load_rows(task.rows<const T>(args_.grad_out, offsets(kGradOut), 0), 0, tokens_, grad_outs_, stride_);
+    for (A* rows : {keys_, values_}) std::fill(rows + tokens_ * stride_, rows + rows_size(), A(0));
+    const A* logsumexp = static_cast<const A*>(args_.logsumexp) + task.stats_offset();
+    for (int64_t n = 0; n < tokens_; ++n) minus_logsumexp_[n] = logsumexp[n] * static_cast<A>(-kLog2E);
+    load_delta(task);
   }
 
-  // One block of keys against the loaded panel of queries.
-  void accumulate(int64_t key, int64_t keys, int64_t count) {
-    const int64_t lanes = round_up(count, Vec<A>::size());
-    const StridedMatrix<A> key_rows{keys_ + key * dim_, dim_, 1};      // [keys, head_dim]
-    const StridedMatrix<A> value_rows{values_ + key * dim_, dim_, 1};  // [keys, head_dim]
-    gemm(keys, lanes, dim_, key_rows, query_, kPanel<A>, probabilities_, kPanel<A>, Overwrite());
-    gemm(keys, lanes, dim_, value_rows, grad_out_, kPanel<A>, grad_scores_, kPanel<A>, Overwrite());
-    softmax_backward(keys, lanes);
-    const StridedMatrix<A> key_columns{keys_ + key * dim_, 1, dim_};  // [head_dim, keys]
-    gemm(dim_, lanes, keys, key_columns, grad_scores_, kPanel<A>, grad_query_, kPanel<A>, Accumulate());
-    const StridedMatrix<A> probabilities{probabilities_, kPanel<A>, 1};  // [keys, queries]
-    const StridedMatrix<A> grad_scores{grad_scores_, kPanel<A>, 1};      // [keys, queries]
-    gemm(
-        keys, padded_dim_, count, probabilities, grad_out_rows_, padded_dim_, grad_values_ + key * padded_dim_,
-        padded_dim_, Accumulate());
-    gemm(
-        keys, padded_dim_, count, grad_scores, query_rows_, padded_dim_, grad_keys_ + key * padded_dim_, padded_dim_,
-        Accumulate());
+  // The rows that the next task reads and writes.
+  void start_prefetch(const Task& next) {
+    const auto grad_out = next.rows<const T>(args_.grad_out, offsets(kGradOut), 0);
+    const auto out = next.rows<const T>(args_.out, offsets(kOut), 0);
+    const int64_t panels = (tokens_ + kPanel - 1) / kPanel;
+    prefetcher_.template start<T>(
+        {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), out, grad_out, grad_rows(next, 0), grad_rows(next, 1),
+         grad_rows(next, 2)},
+        prefetched_tokens(args_.shape), panels * row_blocks<tile_rows(2 * kKeyVectors)>(tokens_));
   }
 
-  // probabilities = 2**(scores - logsumexp); grad_scores = scale * probabilities * (grad_probabilities - delta).
-  void softmax_backward(int64_t keys, int64_t lanes) {
-    const Vec<A> scale(static_cast<A>(args_.shape.scale));
-    for (int64_t lane = 0; lane < lanes; lane += Vec<A>::size()) {
-      const Vec<A> logsumexp = Vec<A>::loadu(logsumexp_ + lane), delta = Vec<A>::loadu(delta_ + lane);
-      for (int64_t k = 0; k < keys; ++k) {
-        A* score = probabilities_ + k * kPanel<A> + lane;
-        A* grad = grad_scores_ + k * kPanel<A> + lane;
-        const Vec<A> probability = exp2_nonpositive<A>(Vec<A>::loadu(score) - logsumexp);
-        probability.store(score);
-        (probability * scale * (Vec<A>::loadu(grad) - delta)).store(grad);
+  // delta = out . grad_out of every token.
+  void load_delta(const Task& task) {
+    const auto out = task.rows<const T>(args_.out, offsets(kOut), 0);
+    constexpr int64_t kCount = kLanes<A>;
+    for (int64_t first = 0; first < tokens_; first += kCount) {
+      const int64_t count = std::min(kCount, tokens_ - first);
+      Vec<A> products[kCount];
+      for (int64_t i = 0; i < count; ++i) {
+        const T* row = out[first + i];
+        const A* grad = grad_outs_ + (first + i) * stride_;
+        Vec<A> sum(0);
+        int64_t c = 0;
+        for (; c + kLanes<A> <= dim_; c += kLanes<A>) {
+          sum = at::vec::fmadd(load_as<A>(row + c), Vec<A>::loadu(grad + c), sum);
+        }
+        if (c < dim_) sum = at::vec::fmadd(load_as<A>(row + c, dim_ - c), Vec<A>::loadu(grad + c), sum);
+        products[i] = sum;
       }
+      (Vec<A>(0) - sums_of_lanes(products)).store(minus_delta_ + first, static_cast<int>(count));
     }
   }
 
-  void store_grad_query(const Task& task, int64_t first, int64_t count) {
-    transpose(grad_query_, kPanel<A>, out_rows_, dim_, dim_, count);
-    store_tokens<T>(task.qkv(args_.shape, args_.grad_qkv, 0), first, count, out_rows_, dim_);
+  template <int kVectors>
+  void store_lanes(const TokenRows<T>& tokens, int64_t first, int64_t count, const A* lanes) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    lanes_to_tokens(lanes, kWidth, kWidth, dim_, rows_, stride_);
+    store_rows(tokens, first, count, rows_, stride_);
   }
 
-  const AttnBackward& args_;
-  int64_t tokens_, dim_, padded_dim_;
-  Workspace<A> workspace_;
-  A *keys_, *values_;                           // [tokens, head_dim]
-  A *grad_keys_, *grad_values_;                 // [tokens, padded_dim]
-  A *probabilities_, *grad_scores_;             // [key block, panel]
-  A *query_rows_, *grad_out_rows_, *out_rows_;  // [panel, padded_dim]
-  A *query_, *grad_out_, *grad_query_;          // [head_dim, panel]
-  A *logsumexp_, *delta_;                       // [panel]
+  // With all probabilities at hand the gradients are whole products, whose rows go to the map at once.
+  void store_direct(const Task& task) {
+    const A scale = static_cast<A>(args_.shape.scale);
+    store_product<Scalars::kColumns>(grad_rows(task, 2), probabilities_, grad_outs_, A(1));
+    store_product<Scalars::kColumns>(grad_rows(task, 1), grad_scores_, queries_, scale);
+    store_product<Scalars::kRows>(grad_rows(task, 0), grad_scores_, keys_, scale);
+  }
+
+  template <Scalars kLayout>
+  void store_product(const TokenRows<T>& tokens, const A* weights, const A* rows, A factor) {
+    multiply_wide<kLayout>(
+        tokens_, dim_, TileProduct<A>{weights, score_stride_, rows, stride_, tokens_},
+        [tokens, factor](int64_t row, int64_t column, const Vec<A>& sum) {
+          store_as(sum * Vec<A>(factor), tokens[row] + column, std::min(tokens.width - column, kLanes<A>));
+        });
+  }
+
+  std::vector<int64_t> offsets_;
 };
 
 }  // namespace

@@ -1,0 +1,64 @@
+// Softmax over the keys of a panel of queries, block of keys after block.
+#pragma once
+
+#include "cpu/unfold_attn_fold_tile.h"
+
+#include <limits>
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+
+// Statistics of a panel of queries, one number per lane, of scores in units of log 2 (Milakov and Gimelshein, "Online
+// normalizer calculation for softmax", arXiv 1805.02867).
+template <typename A>
+struct OnlineSoftmax {
+  A* maximum;  // of the scores so far
+  A* sum;      // of 2**(score - origin), the origin being the maximum, or 0 where that is -inf
+  A* decay;    // the factor of all that was summed before the last block
+
+  template <int kVectors>
+  void begin() {
+    std::fill_n(maximum, kVectors * kLanes<A>, -std::numeric_limits<A>::infinity());
+    std::fill_n(sum, kVectors * kLanes<A>, A(0));
+  }
+
+  // Replaces products [keys, kVectors] by 2**(score - origin), score = factor * product, and updates the statistics.
+  // factor >= 0; block_maxima are those of the products.
+  template <int kVectors>
+  void exponentiate(int64_t keys, A factor, const Vec<A> (&block_maxima)[kVectors], A* products) {
+    constexpr int kChains = 4;  // independent sums hide each other's latency and round less than one
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t lane = v * kLanes<A>;
+      const Vec<A> old_maximum = Vec<A>::loadu(maximum + lane);
+      const Vec<A> new_maximum = larger(old_maximum, block_maxima[v] * Vec<A>(factor));
+      const Vec<A> origin = origin_of(new_maximum);
+      const Vec<A> block_decay = exp2_score<A>(old_maximum - origin);
+      Vec<A> sums[kChains] = {A(0), A(0), A(0), A(0)};
+      const auto step = [&](int64_t k, int chain) {
+        A* row = products + k * kWidth + lane;
+        const Vec<A> probability = exp2_score<A>(at::vec::fmsub(Vec<A>::loadu(row), Vec<A>(factor), origin));
+        probability.store(row);
+        sums[chain] = sums[chain] + probability;
+      };
+      int64_t k = 0;
+      for (; k + kChains <= keys; k += kChains) {
+#pragma GCC unroll 4
+        for (int chain = 0; chain < kChains; ++chain) step(k + chain, chain);
+      }
+      for (; k < keys; ++k) step(k, 0);
+      const Vec<A> block_sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      at::vec::fmadd(Vec<A>::loadu(sum + lane), block_decay, block_sum).store(sum + lane);
+      new_maximum.store(maximum + lane);
+      block_decay.store(decay + lane);
+    }
+  }
+
+ private:
+  // A lane without a score above -inf yet must stay at sum 0 rather than turn NaN.
+  static Vec<A> origin_of(const Vec<A>& maximum) {
+    return Vec<A>::blendv(maximum, Vec<A>(0), maximum == Vec<A>(-std::numeric_limits<A>::infinity()));
+  }
+};
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -1,0 +1,180 @@
+// Register tiles of the products of unfold_attn_fold: rows of scalars times vectors of B, and what each caller does
+// with the finished sums.
+#pragma once
+
+#include "cpu/simd.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int kTileVectors = 24;  // accumulators of the 32 registers
+constexpr int kMaxTileRows = 16;
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int kTileVectors = 12;  // of 16
+constexpr int kMaxTileRows = 12;
+#else
+constexpr int kTileVectors = 8;
+constexpr int kMaxTileRows = 8;
+#endif
+
+// Rows of a tile that is `vectors` wide.
+constexpr int tile_rows(int vectors) { return std::min(kMaxTileRows, kTileVectors / vectors); }
+
+template <typename A>
+constexpr int64_t kLanes = Vec<A>::size();
+
+template <typename A>
+constexpr int64_t vectors_of(int64_t columns) {
+  return (columns + kLanes<A> - 1) / kLanes<A>;
+}
+
+// Calls function(std::integral_constant<int, count>) for a count of 1 to kMax that is only known at run time.
+template <int kMax, typename Function>
+C10_ALWAYS_INLINE void with_count(int64_t count, const Function& function) {
+  if constexpr (kMax > 1) {
+    if (count < kMax) return with_count<kMax - 1>(count, function);
+  }
+  function(std::integral_constant<int, kMax>());
+}
+
+template <int kMax>
+constexpr int64_t row_blocks(int64_t rows) {
+  return (rows + kMax - 1) / kMax;
+}
+
+// Calls function(std::integral_constant<int, rows>, first) for blocks of at most kMax rows, as equal as possible: 16
+// rows run as 8 + 8, not as 12 + 4.
+template <int kMax, typename Function>
+inline void for_row_blocks(int64_t rows, const Function& function) {
+  const int64_t blocks = row_blocks<kMax>(rows);
+  for (int64_t block = 0, row = 0; block < blocks; ++block) {
+    const int64_t count = (rows - row + blocks - block - 1) / (blocks - block);
+    with_count<kMax>(count, [&](auto block_rows) { function(block_rows, row); });
+    row += count;
+  }
+}
+
+// How a matrix of scalars lies in memory: element (m, k) at [m * stride + k], or transposed at [k * stride + m].
+enum class Scalars { kRows, kColumns };
+
+template <typename A, int kRows, int kVectors>
+C10_ALWAYS_INLINE void fill(Vec<A> (&sums)[kRows][kVectors], A value) {
+#pragma GCC unroll 24
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[m][v] = Vec<A>(value);
+  }
+}
+
+// The scalars (m, k) for the rows of a tile. Every third row has a pointer of its own, the two after it are reached by
+// index.
+template <typename A, Scalars kLayout, int kRows>
+class ScalarCursor {
+  static constexpr int kBases = kLayout == Scalars::kRows ? (kRows + 2) / 3 : 1;
+
+ public:
+  C10_ALWAYS_INLINE ScalarCursor(const A* scalars, int64_t stride) : stride_(stride) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kBases; ++i) base_[i] = scalars + 3 * i * stride;
+  }
+  C10_ALWAYS_INLINE Vec<A> at(int row) const {
+    if constexpr (kLayout == Scalars::kColumns) return Vec<A>(base_[0][row]);
+    return Vec<A>(base_[row / 3][row % 3 * stride_]);
+  }
+  C10_ALWAYS_INLINE void next() {
+#pragma GCC unroll 8
+    for (int i = 0; i < kBases; ++i) base_[i] += kLayout == Scalars::kRows ? 1 : stride_;
+  }
+
+ private:
+  const A* base_[kBases];
+  int64_t stride_;
+};
+
+// sums[m][v] += sum_k scalars(m, k) * b[k, v] for k < depth.
+template <Scalars kLayout, typename A, int kRows, int kVectors>
+C10_ALWAYS_INLINE void multiply_add(
+    Vec<A> (&sums)[kRows][kVectors], const A* scalars, int64_t scalar_stride, const A* b, int64_t b_stride,
+    int64_t depth) {
+  ScalarCursor<A, kLayout, kRows> cursor(scalars, scalar_stride);
+  for (int64_t k = 0; k < depth; ++k, cursor.next(), b += b_stride) {
+    Vec<A> b_row[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) b_row[v] = Vec<A>::loadu(b + v * kLanes<A>);
+#pragma GCC unroll 24
+    for (int m = 0; m < kRows; ++m) {
+      const Vec<A> scalar = cursor.at(m);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[m][v] = at::vec::fmadd(scalar, b_row[v], sums[m][v]);
+    }
+  }
+}
+
+// A matrix of scalars, a matrix B of vectors, and the length of their common dimension.
+template <typename A>
+struct TileProduct {
+  const A* scalars;
+  int64_t scalar_stride;
+  const A* b;
+  int64_t b_stride;
+  int64_t depth;
+};
+
+// One tile: rows [first, first + kRows) of the product, which finished(first, sums) takes. A function of its own,
+// whatever surrounds it: the loop needs all pointers in registers.
+template <Scalars kLayout, int kRows, int kVectors, typename A, typename Finished>
+C10_NOINLINE void multiply_tile(const TileProduct<A>& product, int64_t first, const Finished& finished) {
+  Vec<A> sums[kRows][kVectors];
+  fill(sums, A(0));
+  const A* scalars = product.scalars + first * (kLayout == Scalars::kRows ? product.scalar_stride : 1);
+  multiply_add<kLayout>(sums, scalars, product.scalar_stride, product.b, product.b_stride, product.depth);
+  finished(first, sums);
+}
+
+// Calls function(m, v, sum) for every vector of a tile.
+template <typename A, int kRows, int kVectors, typename Function>
+C10_ALWAYS_INLINE void for_each_sum(Vec<A> (&sums)[kRows][kVectors], const Function& function) {
+#pragma GCC unroll 24
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) function(m, v, sums[m][v]);
+  }
+}
+
+// All rows of a product that is kVectors wide; between() runs once per tile.
+template <Scalars kLayout, int kVectors, typename A, typename Finished, typename Between>
+inline void multiply(int64_t rows, const TileProduct<A>& product, const Finished& finished, const Between& between) {
+  for_row_blocks<tile_rows(kVectors)>(rows, [&](auto count, int64_t first) {
+    between();
+    multiply_tile<kLayout, decltype(count)::value, kVectors>(product, first, finished);
+  });
+}
+
+template <Scalars kLayout, int kVectors, typename A, typename Finished>
+inline void multiply(int64_t rows, const TileProduct<A>& product, const Finished& finished) {
+  multiply<kLayout, kVectors>(rows, product, finished, [] {});
+}
+
+// The same for any number of columns of B, in groups of up to four vectors: finished(row, column, sum) takes each
+// vector.
+template <Scalars kLayout, typename A, typename Finished>
+inline void multiply_wide(int64_t rows, int64_t columns, const TileProduct<A>& product, const Finished& finished) {
+  const int64_t vectors = vectors_of<A>(columns), groups = (vectors + 3) / 4;
+  for (int64_t group = 0, vector = 0; group < groups; ++group) {
+    const int64_t count = (vectors - vector + groups - group - 1) / (groups - group);
+    const int64_t column = vector * kLanes<A>;
+    TileProduct<A> part = product;
+    part.b += column;
+    with_count<4>(count, [&](auto group_vectors) {
+      multiply<kLayout, decltype(group_vectors)::value>(rows, part, [finished, column](int64_t first, auto& sums) {
+        for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) { finished(first + m, column + v * kLanes<A>, sum); });
+      });
+    });
+    vector += count;
+  }
+}
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY
