@@ -9,6 +9,8 @@ from mobilevit_kernels.backends import select_backend
 
 # Above this batch the layers are bound by arithmetic and memory, not by the number of kernels that are started.
 MAX_BATCH = 8
+# Above this width the kernels, which hold whole rows, exceed the registers of a processor.
+MAX_CHANNELS = 320
 # Of two norms, two projections of the attention, two layers of the feed-forward network: weight and bias of each.
 LayerParameters: TypeAlias = tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
@@ -17,7 +19,8 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def runs_fused(op: str, x: Tensor, layer: nn.Module, parts: dict[str, type[nn.Module]]) -> bool:
-    """Whether ``layer`` may run as one op on ``x``: inference in 16 bits on the Triton kernels, at a small batch.
+    """Whether ``layer`` may run as one op on ``x``: inference in 16 bits on the Triton kernels, at a small batch and
+    a width that they hold.
 
     Args:
         op: the attention op inside the layer.
@@ -30,7 +33,11 @@ def runs_fused(op: str, x: Tensor, layer: nn.Module, parts: dict[str, type[nn.Mo
         return False  # an exported program has one graph for every batch
     if _compute_dtype(x) not in HALF or select_backend(op, x) != "triton":
         return False
-    if x.shape[0] > MAX_BATCH or any(part.training for part in layer.modules()):
+    if (
+        x.shape[0] > MAX_BATCH
+        or _width(layer) > MAX_CHANNELS
+        or any(part.training for part in layer.modules())
+    ):
         return False
     return all(_is_plain(layer.get_submodule(name), kind) for name, kind in parts.items())
 
@@ -42,6 +49,10 @@ def parameters_of(layer: nn.Module, names: tuple[str, ...]) -> LayerParameters:
         "LayerParameters",
         tuple(parameter for module in modules for parameter in (module.weight, module.bias)),
     )
+
+
+def _width(layer: nn.Module) -> int:
+    return layer.get_submodule("norm1").weight.shape[0]  # type: ignore[union-attr, index, return-value]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

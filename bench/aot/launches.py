@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.shapes import PATCH_SIZE, STAGE_SHAPES, StageShape
-from mobilevit_kernels.models.fused_layers import LayerParameters
+from mobilevit_kernels.models.fused_layers import MAX_CHANNELS, LayerParameters
 from mobilevit_kernels.triton_kernels import separable_attn, unfold_attn_fold
 from mobilevit_kernels.triton_kernels.launch import Launch, Target, record
 from mobilevit_kernels.triton_kernels.separable_transformer_layer import separable_transformer_layer
@@ -119,9 +119,10 @@ def _separable(problem: Problem) -> None:
 
 
 def _layer_dtypes(problem: Problem) -> tuple[torch.dtype, ...]:
-    """Of the parameters of a whole layer, which runs as one op in 16 bits at small batches; float32 under autocast."""
+    """Of the parameters of a layer that the models run as one op: in 16 bits, at small batches; float32 under autocast."""
     dtype = DTYPES[problem.dtype]
-    return (dtype, torch.float32) if dtype.itemsize == 2 and problem.batch == min(BATCHES) else ()
+    fused = dtype.itemsize == 2 and problem.batch == min(BATCHES) and problem.shape.channels <= MAX_CHANNELS
+    return (dtype, torch.float32) if fused else ()
 
 
 def _layer_parameters(x: Tensor, projected: int, dtype: torch.dtype) -> LayerParameters:

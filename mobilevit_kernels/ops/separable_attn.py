@@ -1,7 +1,6 @@
 """``mobilevit::separable_attn``: the whole separable self-attention layer of MobileViTv2 as one op."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +15,10 @@ from mobilevit_kernels.ops.registration import (
     channels_last_empty,
     forbid_double_backward,
     register_autocast,
-    register_autograd,
 )
 from mobilevit_kernels.ops.triton import register_triton
 
 _op = torch.ops.mobilevit.separable_attn.default
-_forward_op = torch.ops.mobilevit.separable_attn_forward.default
 _backward_op = torch.ops.mobilevit.separable_attn_backward.default
 
 
@@ -115,33 +112,6 @@ def _backward_fake(
     return grad_x, grads[0], grads[1], grads[2], grads[3]
 
 
-class _SeparableAttn(torch.autograd.Function):
-    """Saves x, the weights, one score per token, and two vectors (pooled token and context) per group."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        qkv_weight: Tensor,
-        qkv_bias: Tensor | None,
-        out_weight: Tensor,
-        out_bias: Tensor | None,
-        patch_size: Sequence[int],
-    ) -> Tensor:
-        out, scores, pooled, context = _forward_op(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size)
-        ctx.save_for_backward(x, qkv_weight, qkv_bias, out_weight, scores, pooled, context)
-        ctx.patch_size = patch_size
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad
-        mask = [needs[0], any(needs[1:5])]
-        grads = _backward_op(grad_out, *ctx.saved_tensors, ctx.patch_size, mask)
-        return *(grad if need else None for grad, need in zip(grads, needs[:5], strict=True)), None
-
-
-register_autograd(_op, _SeparableAttn)
 forbid_double_backward(_backward_op)
 register_autocast(_op)
 register_triton("separable_attn", "separable_attn", check_separable_attn)

@@ -1,7 +1,6 @@
 """``mobilevit::unfold_attn_fold``: unfold -> multi-head attention -> fold, without the unfold and the fold."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +19,10 @@ from mobilevit_kernels.ops.registration import (
     channels_last_empty,
     forbid_double_backward,
     register_autocast,
-    register_autograd,
 )
 from mobilevit_kernels.ops.triton import register_triton
 
 _op = torch.ops.mobilevit.unfold_attn_fold.default
-_forward_op = torch.ops.mobilevit.unfold_attn_fold_forward.default
 _backward_op = torch.ops.mobilevit.unfold_attn_fold_backward.default
 
 
@@ -93,24 +90,6 @@ def _backward_fake(
     return channels_last_empty(qkv, qkv.shape[1])
 
 
-class _UnfoldAttnFold(torch.autograd.Function):
-    """Saves qkv, the output and one logsumexp per token and head."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, qkv: Tensor, num_heads: int, patch_size: Sequence[int], scale: float | None = None
-    ) -> Tensor:
-        out, logsumexp = _forward_op(qkv, num_heads, patch_size, scale)
-        ctx.save_for_backward(qkv, out, logsumexp)
-        ctx.args = (num_heads, patch_size, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward_op(grad_out, *ctx.saved_tensors, *ctx.args), None, None, None
-
-
-register_autograd(_op, _UnfoldAttnFold)
 forbid_double_backward(_backward_op)
 register_autocast(_op)
 register_triton("unfold_attn_fold", "unfold_attn_fold", check_unfold_attn_fold)

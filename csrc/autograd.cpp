@@ -1,0 +1,154 @@
+// Differentiation of the two ops on every device: the forward op returns what the backward op needs besides its
+// inputs; where no gradient is wanted the op itself runs, which keeps nothing.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+namespace mobilevit {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<at::Tensor>;
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+bool requires_grad(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->defined() && tensor->requires_grad();
+}
+
+// Forward-mode differentiation is not implemented, and a tangent is not dropped silently.
+template <typename... Tensors>
+bool want_gradient(const char* op, const Tensors&... tensors) {
+  for (const OptionalTensor& tensor : {OptionalTensor(tensors)...}) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !tensor.has_value() || !tensor->defined() || !tensor->_fw_grad(0).defined(), op,
+        ": forward-mode differentiation is not implemented; mobilevit_kernels.use_backend(\"reference\") has it");
+  }
+  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
+}
+
+// Backward ops are differentiable only to say that they are not: unless a graph is wanted, that layer is skipped.
+template <typename Function>
+auto run_backward(const Function& function) {
+  if (at::GradMode::is_enabled()) return function();
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return function();
+}
+
+// Saves qkv, the output and one logsumexp per token and head.
+class UnfoldAttnFold : public torch::autograd::Function<UnfoldAttnFold> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(
+      AutogradContext* ctx, const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size,
+      std::optional<double> scale) {
+    static const auto op =
+        find_op<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, int64_t, at::IntArrayRef, std::optional<double>)>(
+            "mobilevit::unfold_attn_fold_forward");
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [out, logsumexp] = op.call(qkv, num_heads, patch_size, scale);
+    ctx->save_for_backward({qkv, out, logsumexp});
+    ctx->saved_data["num_heads"] = num_heads;
+    ctx->saved_data["patch_size"] = patch_size.vec();
+    ctx->saved_data["scale"] = scale;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto op = find_op<at::Tensor(
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, at::IntArrayRef,
+        std::optional<double>)>("mobilevit::unfold_attn_fold_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    const int64_t num_heads = ctx->saved_data["num_heads"].toInt();
+    const std::vector<int64_t> patch_size = ctx->saved_data["patch_size"].toIntVector();
+    const auto scale = ctx->saved_data["scale"].toOptional<double>();
+    const at::Tensor grad_qkv =
+        run_backward([&] { return op.call(grads[0], saved[0], saved[1], saved[2], num_heads, patch_size, scale); });
+    return {grad_qkv, {}, {}, {}};
+  }
+};
+
+at::Tensor unfold_attn_fold(
+    const at::Tensor& qkv, int64_t num_heads, at::IntArrayRef patch_size, std::optional<double> scale) {
+  if (want_gradient("mobilevit::unfold_attn_fold", qkv)) {
+    return UnfoldAttnFold::apply(qkv, num_heads, patch_size, scale);
+  }
+  static const auto op = find_op<at::Tensor(const at::Tensor&, int64_t, at::IntArrayRef, std::optional<double>)>(
+      "mobilevit::unfold_attn_fold");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(qkv, num_heads, patch_size, scale);
+}
+
+// Saves x, the weights, one score per token, and two vectors (pooled token and context) per group.
+class SeparableAttn : public torch::autograd::Function<SeparableAttn> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(
+      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias,
+      const at::Tensor& out_weight, const OptionalTensor& out_bias, at::IntArrayRef patch_size) {
+    static const auto op = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
+        const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, const OptionalTensor&,
+        at::IntArrayRef)>("mobilevit::separable_attn_forward");
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [out, scores, pooled, context] = op.call(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size);
+    ctx->save_for_backward({x, qkv_weight, qkv_bias.value_or(at::Tensor()), out_weight, scores, pooled, context});
+    ctx->saved_data["patch_size"] = patch_size.vec();
+    ctx->saved_data["needs"] = c10::List<bool>(
+        {requires_grad(x), requires_grad(qkv_weight), requires_grad(qkv_bias), requires_grad(out_weight),
+         requires_grad(out_bias)});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto op = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, at::IntArrayRef, std::array<bool, 2>)>(
+        "mobilevit::separable_attn_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    const std::vector<int64_t> patch_size = ctx->saved_data["patch_size"].toIntVector();
+    const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
+    const std::array<bool, 2> mask = {needs[0], needs[1] || needs[2] || needs[3] || needs[4]};
+    const OptionalTensor qkv_bias = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
+    const auto [x, qkv_weight, bias, out_weight, out_bias] = run_backward([&] {
+      return op.call(grads[0], saved[0], saved[1], qkv_bias, saved[3], saved[4], saved[5], saved[6], patch_size, mask);
+    });
+    variable_list result = {x, qkv_weight, bias, out_weight, out_bias, {}};
+    for (size_t i = 0; i < needs.size(); ++i) {
+      if (!needs[i]) result[i] = at::Tensor();
+    }
+    return result;
+  }
+};
+
+at::Tensor separable_attn(
+    const at::Tensor& x, const at::Tensor& qkv_weight, const OptionalTensor& qkv_bias, const at::Tensor& out_weight,
+    const OptionalTensor& out_bias, at::IntArrayRef patch_size) {
+  if (want_gradient("mobilevit::separable_attn", x, qkv_weight, qkv_bias, out_weight, out_bias)) {
+    return SeparableAttn::apply(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size);
+  }
+  static const auto op = find_op<at::Tensor(
+      const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, const OptionalTensor&,
+      at::IntArrayRef)>("mobilevit::separable_attn");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mobilevit, Autograd, m) {
+  m.impl("unfold_attn_fold", &unfold_attn_fold);
+  m.impl("separable_attn", &separable_attn);
+}
+
+}  // namespace mobilevit
