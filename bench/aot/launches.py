@@ -119,7 +119,7 @@ def _separable(problem: Problem) -> None:
 
 
 def _layer_dtypes(problem: Problem) -> tuple[torch.dtype, ...]:
-    """Of the parameters of a layer that the models run as one op: in 16 bits, at small batches; float32 under autocast."""
+    """Of the parameters of a layer that the models run as one op; float32 under autocast."""
     dtype = DTYPES[problem.dtype]
     fused = dtype.itemsize == 2 and problem.batch == min(BATCHES) and problem.shape.channels <= MAX_CHANNELS
     return (dtype, torch.float32) if fused else ()
