@@ -52,7 +52,7 @@ def parameters_of(layer: nn.Module, names: tuple[str, ...]) -> LayerParameters:
 
 
 def _width(layer: nn.Module) -> int:
-    return layer.get_submodule("norm1").weight.shape[0]  # type: ignore[union-attr, index, return-value]
+    return layer.get_submodule("norm1").weight.shape[0]  # type: ignore[index, return-value]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
