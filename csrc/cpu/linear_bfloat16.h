@@ -8,14 +8,6 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
-inline void store_vector(const Vec<float>& value, float* target, int64_t lanes) {
-  value.store(target, static_cast<int>(lanes));
-}
-
-inline void store_vector(const Vec<float>& value, c10::BFloat16* target, int64_t lanes) {
-  at::vec::convert_from_float<c10::BFloat16>(value, value).store(target, static_cast<int>(lanes));
-}
-
 // A panel of outputs at a time in float32, then its epilogue on the way to c. Inputs are padded with zeros to pairs.
 template <>
 class LinearRunner<c10::BFloat16> {
@@ -55,7 +47,7 @@ class LinearRunner<c10::BFloat16> {
         C* target = c + (row + i) * c_stride + column + j;
         Vec<float> value = Vec<float>::loadu(panel_ + i * kPackedColumns + j);
         if constexpr (Epilogue::kAccumulate) value = value + Vec<float>::loadu(target, lanes);
-        store_vector(epilogue.template operator()<float>(row + i, column + j, value), target, lanes);
+        store_as(epilogue.template operator()<float>(row + i, column + j, value), target, lanes);
       }
     }
   }

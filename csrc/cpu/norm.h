@@ -40,20 +40,10 @@ inline float squared_distance(const float* row, int64_t n, float origin) {
 // normed[i] = (row[i] - mean) * factor, in the type of normed.
 template <typename W>
 inline void normalize_row(const float* row, int64_t n, float mean, float factor, W* normed) {
-  constexpr int64_t kLanes = Vec<float>::size();
   const Vec<float> center(mean), scale(factor);
-  if constexpr (std::is_same_v<W, float>) {
-    for_vectors(n, [&](int64_t i, int64_t lanes) {
-      ((Vec<float>::loadu(row + i, lanes) - center) * scale).store(normed + i, static_cast<int>(lanes));
-    });
-  } else {
-    for (int64_t i = 0; i < n; i += 2 * kLanes) {
-      const int64_t count = std::min(2 * kLanes, n - i);
-      const auto low = (Vec<float>::loadu(row + i, std::min(count, kLanes)) - center) * scale;
-      const auto high = count > kLanes ? (Vec<float>::loadu(row + i + kLanes, count - kLanes) - center) * scale : low;
-      at::vec::convert_from_float<W>(low, high).store(normed + i, static_cast<int>(count));
-    }
-  }
+  for_vectors(n, [&](int64_t i, int64_t lanes) {
+    store_as((Vec<float>::loadu(row + i, lanes) - center) * scale, normed + i, lanes);
+  });
 }
 
 // LayerNorm without its affine parameters (arXiv 1607.06450): rows [count, n] -> normed [count, n] at a stride.

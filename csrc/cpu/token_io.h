@@ -53,18 +53,4 @@ inline void store_tokens(const TokenSlice& slice, int64_t first, int64_t count, 
   }
 }
 
-// lanes[c, i] = rows[i, c] * factor for i < count, and 0 for the lanes up to the next whole vector.
-template <typename A>
-inline void rows_to_lanes(
-    const A* rows, int64_t row_stride, int64_t count, int64_t width, A* lanes, int64_t lane_stride, A factor) {
-  transpose(rows, row_stride, lanes, lane_stride, count, width);
-  const int64_t padded = round_up(count, Vec<A>::size());
-  for (int64_t c = 0; c < width; ++c) {
-    A* row = lanes + c * lane_stride;
-    for (int64_t i = count; i < padded; ++i) row[i] = A(0);
-    if (factor == A(1)) continue;
-    for (int64_t i = 0; i < padded; i += Vec<A>::size()) (Vec<A>::loadu(row + i) * Vec<A>(factor)).store(row + i);
-  }
-}
-
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

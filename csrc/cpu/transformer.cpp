@@ -22,10 +22,10 @@ void check(const at::Tensor& x, int64_t num_layers, int64_t hidden_dim, at::IntA
 template <template <typename> class Layer>
 int64_t packed_total(const at::Tensor& packed, int64_t num_layers, int64_t channels, int64_t hidden_dim) {
   if (packed.scalar_type() == at::kFloat) {
-    return TransformerWeights<Layer<float>, float>(nullptr, num_layers, channels, hidden_dim).total;
+    return TransformerWeights<Layer<float>, float>(packed.const_data_ptr(), num_layers, channels, hidden_dim).total;
   }
   using BFloat16 = c10::BFloat16;
-  return TransformerWeights<Layer<BFloat16>, BFloat16>(nullptr, num_layers, channels, hidden_dim).total;
+  return TransformerWeights<Layer<BFloat16>, BFloat16>(packed.const_data_ptr(), num_layers, channels, hidden_dim).total;
 }
 
 void check_packed(const at::Tensor& packed, const at::Tensor& x) {

@@ -47,7 +47,7 @@ class BackwardPanel {
         minus_delta_(workspace_.take(tokens_)) {}
 
   // Keys [first, first + count) against all queries: adds to grad_queries_ and leaves grad_key_lanes_ and
-  // grad_value_lanes_, or with direct_ a panel of probabilities_ and grad_scores_.
+  // grad_value_lanes_, or with direct_ a panel of probabilities_ and of grad_out . value in grad_scores_.
   template <int kVectors>
   void accumulate(int64_t first, int64_t count) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
@@ -55,13 +55,38 @@ class BackwardPanel {
     const A scale = static_cast<A>(args_.shape.scale);
     tokens_to_lanes(key_rows, stride_, kWidth, dim_, key_lanes_, kWidth, score_sign<A>(args_.shape));
     tokens_to_lanes(values_ + first * stride_, stride_, kWidth, dim_, value_lanes_, kWidth, A(1));
-    if (direct_) return scores<kVectors>(0, tokens_, probabilities_ + first, grad_scores_ + first);
+    if (direct_) return scores<kVectors, true>(0, tokens_, probabilities_ + first, grad_scores_ + first);
     for (int64_t query = 0; query < tokens_; query += kQueryBlock) {
       const int64_t queries = std::min(kQueryBlock, tokens_ - query);
-      scores<kVectors>(query, queries, probabilities_, grad_scores_);
+      scores<kVectors, false>(query, queries, probabilities_, grad_scores_);
       add_columns<kVectors>(query, queries, A(1), grad_outs_, probabilities_, grad_value_lanes_);
       add_columns<kVectors>(query, queries, scale, queries_, grad_scores_, grad_key_lanes_);
       add_grad_queries(query, queries, key_rows, first, count);
+    }
+  }
+
+  // With direct_: the gradients of the scores from grad_out . value. Delta is the mean over all keys of the very
+  // numbers that it is subtracted from: it cancels where one probability is nearly 1, which an output in 16 bits is too
+  // rough for. Probabilities add up to 1 but for the rounding of large scores.
+  void finish_grad_scores() {
+    constexpr int64_t kCount = kLanes<A>;
+    alignas(64) A deltas[kCount];
+    for (int64_t first = 0; first < tokens_; first += kCount) {
+      const int64_t count = std::min(kCount, tokens_ - first);
+      const A* probabilities = probabilities_ + first * score_stride_;
+      A* grads = grad_scores_ + first * score_stride_;
+      Vec<A> sums[kCount], products[kCount];
+      for (int64_t i = 0; i < count; ++i) {
+        sum_keys(probabilities + i * score_stride_, grads + i * score_stride_, sums[i], products[i]);
+      }
+      (sums_of_lanes(products) / sums_of_lanes(sums)).store(deltas);
+      for (int64_t i = 0; i < count; ++i, probabilities += score_stride_, grads += score_stride_) {
+        const Vec<A> delta(deltas[i]);
+        for (int64_t key = 0; key < tokens_; key += kLanes<A>) {
+          const Vec<A> difference = Vec<A>::loadu(grads + key) - delta;
+          (Vec<A>::loadu(probabilities + key) * difference).store(grads + key);
+        }
+      }
     }
   }
 
@@ -75,18 +100,29 @@ class BackwardPanel {
     return 5 * padded(rows_size()) + 2 * padded(score_size()) + 5 * padded(kPanel * stride_) + 2 * padded(tokens_);
   }
 
+  // Partial sums, in lanes, of the weights and of weights * values; columns past the last key hold anything.
+  void sum_keys(const A* weights, const A* values, Vec<A>& sum, Vec<A>& product) const {
+    sum = Vec<A>(0), product = Vec<A>(0);
+    for (int64_t key = 0; key < tokens_; key += kLanes<A>) {
+      const int64_t count = std::min(kLanes<A>, tokens_ - key);
+      const Vec<A> weight = Vec<A>::loadu(weights + key, count);
+      sum = sum + weight;
+      product = at::vec::fmadd(weight, Vec<A>::loadu(values + key, count), product);
+    }
+  }
+
   // probabilities = 2**(scores - logsumexp) and grad_scores = scale * probabilities * (grad_out . value - delta), the
-  // scale being applied to the keys and queries that they are multiplied with.
-  template <int kVectors>
+  // scale being applied to the keys and queries that they are multiplied with. With kDirect grad_out . value.
+  template <int kVectors, bool kDirect>
   void scores(int64_t query, int64_t queries, A* probabilities, A* grad_scores) {
     for_row_blocks<tile_rows(2 * kVectors)>(queries, [&](auto rows, int64_t row) {
       prefetcher_.step();
       const int64_t target = row * score_stride_;
-      score_tile<decltype(rows)::value, kVectors>(query + row, probabilities + target, grad_scores + target);
+      score_tile<decltype(rows)::value, kVectors, kDirect>(query + row, probabilities + target, grad_scores + target);
     });
   }
 
-  template <int kRows, int kVectors>
+  template <int kRows, int kVectors, bool kDirect>
   C10_NOINLINE void score_tile(int64_t query, A* probabilities, A* grad_scores) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     Vec<A> logits[kRows][kVectors], grads[kRows][kVectors];
@@ -103,7 +139,7 @@ class BackwardPanel {
         const int64_t target = m * score_stride_ + v * kLanes<A>;
         const Vec<A> probability = exp2_score<A>(at::vec::fmadd(logits[m][v], factor, minus_logsumexp));
         probability.store(probabilities + target);
-        (probability * (grads[m][v] + minus_delta)).store(grad_scores + target);
+        (kDirect ? grads[m][v] : probability * (grads[m][v] + minus_delta)).store(grad_scores + target);
       }
     }
   }
@@ -181,6 +217,7 @@ class Backward : BackwardPanel<acc_t<T>> {
       });
     }
     if (direct_) {
+      Panel::finish_grad_scores();
       store_direct(task);
     } else {
       store_rows(grad_rows(task, 0), 0, tokens_, grad_queries_, stride_);
@@ -206,21 +243,21 @@ class Backward : BackwardPanel<acc_t<T>> {
     for (A* rows : {keys_, values_}) std::fill(rows + tokens_ * stride_, rows + rows_size(), A(0));
     const A* logsumexp = static_cast<const A*>(args_.logsumexp) + task.stats_offset();
     for (int64_t n = 0; n < tokens_; ++n) minus_logsumexp_[n] = logsumexp[n] * static_cast<A>(-kLog2E);
-    load_delta(task);
+    if (!direct_) load_delta(task);
   }
 
   // The rows that the next task reads and writes.
   void start_prefetch(const Task& next) {
     const auto grad_out = next.rows<const T>(args_.grad_out, offsets(kGradOut), 0);
-    const auto out = next.rows<const T>(args_.out, offsets(kOut), 0);
+    const auto delta_source = direct_ ? grad_out : next.rows<const T>(args_.out, offsets(kOut), 0);
     const int64_t panels = (tokens_ + kPanel - 1) / kPanel;
     prefetcher_.template start<T>(
-        {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), out, grad_out, grad_rows(next, 0), grad_rows(next, 1),
-         grad_rows(next, 2)},
+        {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), grad_out, delta_source, grad_rows(next, 0),
+         grad_rows(next, 1), grad_rows(next, 2)},
         prefetched_tokens(args_.shape), panels * row_blocks<tile_rows(2 * kKeyVectors)>(tokens_));
   }
 
-  // delta = out . grad_out of every token.
+  // delta = out . grad_out of every token, where all keys at once are too many.
   void load_delta(const Task& task) {
     const auto out = task.rows<const T>(args_.out, offsets(kOut), 0);
     constexpr int64_t kCount = kLanes<A>;
