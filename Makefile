@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-slow test-triton test-asan test-all aot lint typecheck format \
-	bench bench-check bench-record bench-compare bench-peers bench-units bench-smoke gpu-report wheel clean
+	bench bench-check bench-record bench-compare bench-peers bench-units bench-memory bench-smoke gpu-report wheel clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -76,14 +76,19 @@ test-triton: venv ## the Triton kernels on the CPU, in Triton's interpreter (ARG
 	$(INTERPRETED) $(if $(ARGS),$(ARGS),-m "not slow" $(TRITON_TESTS))
 
 # A build beside the installed one. Under the sanitizers torch.compile's own C++ builds are left out, and leaks, for
-# Python frees nothing at its end.
+# Python frees nothing at its end. The C++ library is loaded with them: they look for its functions when they start.
 ASAN_BUILD := build/asan
+SANITIZED = LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 MOBILEVIT_TESTED_PACKAGE=$(ASAN_BUILD)/package \
+	$(PYTEST) -o pythonpath="$(ASAN_BUILD)/package . tests/support" -m "not slow" --ignore tests/ops/test_compile_export.py
+LOWER_CAPABILITIES = $(if $(filter x86_64,$(shell uname -m)),avx2 default)
 test-asan: venv ## tests of the CPU kernels, built with the address and undefined-behaviour sanitizers
 	CMAKE_ARGS=-DMOBILEVIT_SANITIZE=ON $(BIN)/python setup.py --quiet build \
 		--build-base $(ASAN_BUILD)/objects --build-lib $(ASAN_BUILD)/package
-	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		UBSAN_OPTIONS=print_stacktrace=1 $(PYTEST) -o pythonpath="$(ASAN_BUILD)/package . tests/support" \
-		-m "not slow" --ignore tests/ops/test_compile_export.py $(if $(ARGS),$(ARGS),tests/ops)
+	$(SANITIZED) $(if $(ARGS),$(ARGS),tests/ops)
+	$(if $(ARGS),,for capability in $(LOWER_CAPABILITIES); do \
+		MOBILEVIT_CPU_CAPABILITY=$$capability $(SANITIZED) $(addprefix tests/ops/,accuracy test_edge_shapes.py \
+			test_strides.py test_transformers.py); done)
 
 test-all: venv ## every test, but for the interpreted cases marked slow
 	$(PYTEST) $(ARGS)
@@ -131,12 +136,16 @@ bench-peers: venv ## ours against torch.compile, ONNX Runtime and OpenVINO too: 
 bench-units: venv ## multi-head, Linformer and separable attention against the number of tokens, and in MobileViT-S
 	$(BIN)/python -m bench.attention_units $(ARGS)
 
+bench-memory: venv ## memory of the ops in training: kept for the backward pass, and the peak
+	$(BIN)/python -m bench.op_memory $(ARGS)
+
 # Without torch.compile, whose every case compiles C++ for half a minute.
 bench-smoke: venv ## every benchmark for a moment, to see that it runs
 	$(BIN)/python -m bench.suite run --smoke
 	$(BIN)/python -m bench.compare ops models --smoke --output build/bench
 	$(BIN)/python -m bench.compare mixers training --peers onnxruntime openvino --smoke --threads 1 --output build/bench
 	$(BIN)/python -m bench.attention_units --smoke --output build/bench
+	$(BIN)/python -m bench.op_memory --smoke --output build/bench
 	$(BIN)/mobilevit bench --smoke --peers onnxruntime openvino --output build/bench/cli
 	$(BIN)/python -m bench.gpu.report --device cpu --smoke --output build/bench/gpu
 
