@@ -3,12 +3,14 @@
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 import mobilevit_kernels
+from mobilevit_kernels import _C
 from mobilevit_kernels.triton_kernels import support
 from tests.support import interpreter
 
@@ -36,6 +38,14 @@ define_torchvision_ops()
 
 # The kernels under test: with TRITON_INTERPRET=1 the Triton ones, on the CPU.
 KERNELS = "triton" if support.interpreted() else "native"
+
+
+def pytest_configure() -> None:
+    """Refuses to test another build than the one that was asked for."""
+    wanted = os.environ.get("MOBILEVIT_TESTED_PACKAGE")
+    tested = Path(_C.__file__).resolve()
+    if wanted and not tested.is_relative_to(Path(wanted).resolve()):
+        pytest.exit(f"MOBILEVIT_TESTED_PACKAGE is {wanted}, but {tested} was imported", returncode=1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

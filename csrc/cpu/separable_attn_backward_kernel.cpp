@@ -26,6 +26,7 @@ class Backward {
         stride_(padded_row<A>(channels_)),
         tokens_(args.shape.grid.tokens()),
         groups_(args.shape.groups()),
+        few_(std::is_same_v<T, A> && groups_ * tokens_ <= kFewPixels),
         weights_(args.weights, channels_),
         scores_(static_cast<const A*>(args.scores)),
         pooled_(static_cast<const A*>(args.pooled)),
@@ -33,8 +34,8 @@ class Backward {
         chunk_tokens_(chunk_tokens()),
         shared_(shared_size()),
         packed_value_(shared_.take(matrix_size())),
-        packed_out_(shared_.take(matrix_size())),
-        packed_value_back_(shared_.take(matrix_size())),
+        packed_out_(shared_.take(few_ ? 0 : matrix_size())),
+        packed_value_back_(shared_.take(few_ ? 0 : matrix_size())),
         x_(shared_.take(chunk_tokens_ * stride_)),
         grad_out_(shared_.take(chunk_tokens_ * stride_)),
         gated_(shared_.take(chunk_tokens_ * stride_)),
@@ -65,6 +66,7 @@ class Backward {
   static constexpr int64_t kTileTokens = 96;
   static constexpr int64_t kChunkValues = 65536;  // of one operand, for each thread: the operands stay in its cache
   static constexpr int64_t kDepth = 256;          // tokens of one product of weight gradients
+  static constexpr int64_t kFewPixels = 128;      // up to so many, packing a row-major weight costs more than it saves
   // Sums over the tokens of a run: u relu(v), grad_v, grad_out, grad_query x.
   enum { kContextSum, kValueSum, kOutSum, kQuerySum, kSums };
 
@@ -74,7 +76,7 @@ class Backward {
   bool one_chunk() const { return chunk_tokens_ == groups_ * tokens_; }
   A* run_sum(int64_t run, int64_t which) const { return run_sums_ + (run * kSums + which) * stride_; }
   int64_t shared_size() const {
-    return 3 * matrix_size() + 4 * chunk_tokens_ * stride_ + (runs_.count() * kSums + 3 * groups_) * stride_ +
+    return (few_ ? 1 : 3) * matrix_size() + 4 * chunk_tokens_ * stride_ + (runs_.count() * kSums + 3 * groups_) * stride_ +
         Workspace<A>::padded(groups_ * tokens_);
   }
 
@@ -83,11 +85,21 @@ class Backward {
     const int64_t columns = std::min(part.end(panels()) * kPackedColumns, channels_) - first;
     const int64_t offset = first * channels_;
     pack_transposed(weights_.value + offset, channels_, columns, channels_, packed_value_ + offset);
-    pack(weights_.out + first, channels_, columns, channels_, packed_out_ + offset);
-    if (args_.want_grad_x) pack(weights_.value + first, channels_, columns, channels_, packed_value_back_ + offset);
+    if (!few_) {
+      pack(weights_.out + first, channels_, columns, channels_, packed_out_ + offset);
+      if (args_.want_grad_x) pack(weights_.value + first, channels_, columns, channels_, packed_value_back_ + offset);
+    }
     for (int64_t group = part.begin(groups_); group < part.end(groups_); ++group) {
       convert_row(static_cast<const A*>(args_.context) + group * channels_, context_ + group * stride_, channels_);
     }
+  }
+
+  // A weight as the matrix B: packed, or as it lies in memory.
+  PanelMatrix<A> panels_of(const T* weight, const A* packed) const {
+    if constexpr (std::is_same_v<T, A>) {
+      if (few_) return PanelMatrix<A>::row_major(weight, channels_);
+    }
+    return PanelMatrix<A>::packed(packed, channels_);
   }
 
   // Chunks as equal as runs allow.
@@ -131,7 +143,7 @@ class Backward {
       load(args_.grad_out, runs_[i], grad_out + shift);
     }
     const auto value = PanelMatrix<A>::packed(packed_value_, channels_);
-    const auto out = PanelMatrix<A>::packed(packed_out_, channels_);
+    const PanelMatrix<A> out = panels_of(weights_.out, packed_out_);
     const StridedMatrix<A> x_rows{x, stride_, 1}, grad_rows{grad_out, stride_, 1};
     gemm_panels(tokens, channels_, channels_, x_rows, value, gated, stride_, Overwrite());
     gemm_panels(tokens, channels_, channels_, grad_rows, out, grad_value, stride_, Overwrite());
@@ -252,7 +264,7 @@ class Backward {
       for (int64_t n = 0; n < runs_[i].count; ++n) grad_pooled[row++] = of_group;
     }
     const StridedMatrix<A> a{one_chunk() ? grad_value_ + first * stride_ : grad_value, stride_, 1};
-    const auto b = PanelMatrix<A>::packed(packed_value_back_, channels_);
+    const PanelMatrix<A> b = panels_of(weights_.value, packed_value_back_);
     const AddPooledPath<A> pooled_path(grad_pooled, scores_ + first, grad_query_ + first, weights_.query);
     gemm_panels(tokens, channels_, channels_, a, b, grad_x, stride_, pooled_path);
     for (int64_t i = begin, row = 0; i < end; row += runs_[i++].count) {
@@ -280,6 +292,7 @@ class Backward {
 
   const SeparableBackward& args_;
   int64_t channels_, stride_, tokens_, groups_;
+  bool few_;
   LayerWeights<T> weights_;
   const A *scores_, *pooled_;
   TokenRuns runs_;

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import mobilevit_kernels._C as native
 from mobilevit_kernels.models.accelerate import accelerate
 from mobilevit_kernels.models.optimize.folding import fold_batch_norms
 from mobilevit_kernels.models.optimize.layers import fuse_transformers
@@ -57,8 +58,9 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
 
 
 def has_bfloat16_matrix_unit() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX), and its kernels may."""
+    amx = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return amx and native.cpu_capability() == "avx512"
 
 
 def _check_parameters(model: nn.Module) -> None:

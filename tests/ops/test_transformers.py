@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_problems import TRANSFORMERS, TransformerProblem
 
-from mobilevit_kernels import ops
+from mobilevit_kernels import _C, ops
 
 pytestmark = pytest.mark.usefixtures("restored_threads")
 
@@ -45,9 +45,7 @@ def test_error_rule(
     check_forward(TransformerProblem.random(op, size, layers, dtype, patch=patch))
 
 
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="bfloat16 products need AVX-512"
-)
+@pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="bfloat16 products need AVX-512")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     ("size", "heads"),

@@ -13,7 +13,7 @@ from foreign_models import BUILDERS, build_model, logits_of, randomize
 from torch import Tensor, nn
 
 import mobilevit_kernels
-from mobilevit_kernels import optimize_for_inference
+from mobilevit_kernels import _C, optimize_for_inference
 from mobilevit_kernels.models import create_model
 from mobilevit_kernels.models.optimize import api
 from mobilevit_kernels.models.optimize.transformer import FusedSeparableTransformer, FusedTransformer
@@ -137,7 +137,13 @@ def test_exports(name: str) -> None:
         assert_close(program.module()(images()), optimized(images()))
 
 
-@pytest.mark.parametrize("matrix_unit", [False, True], ids=["without-amx", "with-amx"])
+needs_avx512 = pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="bfloat16 products need AVX-512")
+
+
+@pytest.mark.parametrize(
+    "matrix_unit",
+    [pytest.param(False, id="without-amx"), pytest.param(True, id="with-amx", marks=needs_avx512)],
+)
 def test_bfloat16_is_at_most_twice_as_far_off_as_autocast(
     model: nn.Module, matrix_unit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
