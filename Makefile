@@ -87,8 +87,8 @@ test-asan: venv ## tests of the CPU kernels, built with the address and undefine
 		--build-base $(ASAN_BUILD)/objects --build-lib $(ASAN_BUILD)/package
 	$(SANITIZED) $(if $(ARGS),$(ARGS),tests/ops)
 	$(if $(ARGS),,for capability in $(LOWER_CAPABILITIES); do \
-		MOBILEVIT_CPU_CAPABILITY=$$capability $(SANITIZED) $(addprefix tests/ops/,accuracy test_edge_shapes.py \
-			test_strides.py test_transformers.py); done)
+		MOBILEVIT_CPU_CAPABILITY=$$capability $(SANITIZED) $(addprefix tests/ops/,accuracy test_convolution.py test_edge_shapes.py \
+			test_inverted_residual.py test_strides.py test_transformers.py); done)
 
 test-all: venv ## every test, but for the interpreted cases marked slow
 	$(PYTEST) $(ARGS)

@@ -69,7 +69,7 @@ def _of(models: Sequence[str]) -> Callable[[StageShape], bool]:
     return lambda shape: shape.model in models
 
 
-_PEER_SHAPES = (*filter(_of([*PEER_MODELS, "mobilevitv2_200"]), STAGE_SHAPES), *LARGE_SHAPES)
+_PEER_SHAPES = (*filter(_of([*PEER_MODELS, "mobilevit_xs", "mobilevitv2_200"]), STAGE_SHAPES), *LARGE_SHAPES)
 
 LEVELS = {
     "ops": Level(

@@ -14,6 +14,30 @@ inline void check_floating(const char* name, const at::Tensor& x) {
       c10::getDtypeNames(x.scalar_type()).first);
 }
 
+inline void check_positive(const char* name, int64_t value) {
+  TORCH_CHECK_VALUE(value >= 1, name, ": expected a positive int, got ", value);
+}
+
+// Of the ops that compute in float32 whatever the dtype of the map.
+inline void check_storage_map(const char* name, const at::Tensor& x) {
+  const auto dtype = x.scalar_type();
+  TORCH_CHECK_VALUE(x.dim() == 4, name, ": expected 4 dimensions [B, C, H, W], got ", x.dim());
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, name,
+      ": expected float32, bfloat16 or float16, got torch.", c10::getDtypeNames(dtype).first);
+  TORCH_CHECK_VALUE(x.size(1) >= 1, name, ": expected at least one channel, got 0");
+}
+
+// Parameters in the layout of mobilevit_kernels/ops/packing.py.
+inline void check_packed(const at::Tensor& packed, const at::Tensor& x) {
+  TORCH_CHECK_TYPE(
+      packed.scalar_type() == at::kFloat || packed.scalar_type() == at::kBFloat16,
+      "packed: expected torch.float32 or torch.bfloat16, got torch.", c10::getDtypeNames(packed.scalar_type()).first);
+  TORCH_CHECK_VALUE(
+      packed.dim() == 1 && packed.is_contiguous() && packed.device() == x.device(),
+      "packed: expected a dense vector on ", x.device(), ", got ", packed.dim(), " dimensions on ", packed.device());
+}
+
 inline void check_patch_grid(const char* name, const at::Tensor& x, at::IntArrayRef patch_size) {
   TORCH_CHECK_VALUE(x.dim() == 4, name, ": expected 4 dimensions [B, C, H, W], got ", x.dim());
   TORCH_CHECK_VALUE(patch_size.size() == 2, "patch_size: expected two positive ints, got ", patch_size);

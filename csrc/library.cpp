@@ -52,4 +52,14 @@ TORCH_LIBRARY(mobilevit, m) {
       "separable_transformer(Tensor x, Tensor packed, int num_layers, int hidden_dim, int[2] patch_size, float eps) "
       "-> Tensor",
       tags);
+
+  // Convolutions around the transformers, for inference on the CPU.
+  m.def(
+      "convolution(Tensor x, Tensor packed, int out_channels, int kernel_size, int stride, int padding, int dilation, "
+      "bool silu) -> Tensor",
+      tags);
+  m.def(
+      "inverted_residual(Tensor x, Tensor packed, int hidden_dim, int out_channels, int stride, int dilation, "
+      "bool residual) -> Tensor",
+      tags);
 }

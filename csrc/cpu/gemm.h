@@ -101,45 +101,87 @@ struct PartialVector {
   }
 };
 
+// The depth of a product in pieces of equal length: the columns of A of a piece begin at its offset, those of a plain
+// matrix at 0; the rows of B follow each other. Long pieces have sums of their own, which round less.
+struct OnePiece {
+  static constexpr int64_t count = 1;
+  static constexpr bool kSeparateSums = false;
+
+  int64_t offset(int64_t /*piece*/) const { return 0; }
+};
+
+struct Pieces {
+  static constexpr bool kSeparateSums = true;
+  static constexpr int64_t kLong = 32;
+
+  int64_t count;
+  const int64_t* offsets;
+
+  int64_t offset(int64_t piece) const { return offsets[piece]; }
+};
+
 // Operands of a product, and where its result goes.
-template <typename T>
+template <typename T, typename Depth = OnePiece>
 struct Product {
   StridedMatrix<T> a;
   PanelMatrix<T> b;
   T* c;
   int64_t c_stride;
-  int64_t depth;
+  int64_t depth;  // of each piece
+  Depth pieces = {};
 };
 
-template <int kRows, int kVectors, bool kAdjacentRows, typename T, typename Columns, typename Epilogue>
+template <int kRows, int kVectors, typename T>
+inline void fill_tile(Vec<T> (&sum)[kRows][kVectors], T value) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[m][v] = Vec<T>(value);
+  }
+}
+
+template <int kRows, int kVectors, typename T>
+inline void add_tile(Vec<T> (&sum)[kRows][kVectors], const Vec<T> (&other)[kRows][kVectors]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[m][v] = sum[m][v] + other[m][v];
+  }
+}
+
+template <int kRows, int kVectors, bool kAdjacentRows, typename T, typename Depth, typename Columns, typename Epilogue>
 inline void gemm_tile(
-    const Product<T>& product, int64_t row, int64_t column, const Columns& columns, const Epilogue& epilogue) {
+    const Product<T, Depth>& product, int64_t row, int64_t column, const Columns& columns, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
   const int64_t b_stride = product.b.row_stride, c_stride = product.c_stride;
   T* c = product.c + row * c_stride + column;
   Vec<T> sum[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      sum[m][v] = Vec<T>(0);
-    }
-  }
+  fill_tile<kRows, kVectors, T>(sum, T(0));
+  [[maybe_unused]] Vec<T> total[kRows][kVectors];
+  if constexpr (Depth::kSeparateSums) fill_tile<kRows, kVectors, T>(total, T(0));
   const StridedMatrix<T>& a = product.a;
   const RowPointers<T, kRows, kAdjacentRows> rows(a.data + row * a.row_stride, a.row_stride);
   const T* b = product.b.at(column);
-  int64_t k_offset = 0;
-  for (int64_t k = 0; k < product.depth; ++k, k_offset += a.column_stride, b += b_stride) {
-    Vec<T> b_row[kVectors];
+  for (int64_t piece = 0; piece < product.pieces.count; ++piece) {
+    int64_t k_offset = product.pieces.offset(piece);
+    for (int64_t k = 0; k < product.depth; ++k, k_offset += a.column_stride, b += b_stride) {
+      Vec<T> b_row[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) b_row[v] = columns.load(b + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) b_row[v] = columns.load(b + v * kLanes);
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      const Vec<T> scalar(rows.at(m, k_offset));
+      for (int m = 0; m < kRows; ++m) {
+        const Vec<T> scalar(rows.at(m, k_offset));
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[m][v] = at::vec::fmadd(scalar, b_row[v], sum[m][v]);
+        for (int v = 0; v < kVectors; ++v) sum[m][v] = at::vec::fmadd(scalar, b_row[v], sum[m][v]);
+      }
+    }
+    if constexpr (Depth::kSeparateSums) {
+      if (product.depth < Depth::kLong) continue;
+      add_tile<kRows, kVectors, T>(total, sum);
+      fill_tile<kRows, kVectors, T>(sum, T(0));
     }
   }
+  if constexpr (Depth::kSeparateSums) add_tile<kRows, kVectors, T>(sum, total);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
@@ -162,9 +204,9 @@ inline void with_rows(int64_t rows, const Function& function) {
 }
 
 // A block of rows against the columns [column, end), panel after panel.
-template <int kRows, bool kAdjacentRows, typename T, typename Epilogue>
+template <int kRows, bool kAdjacentRows, typename T, typename Depth, typename Epilogue>
 inline void gemm_row_block(
-    const Product<T>& product, int64_t row, int64_t column, int64_t end, const Epilogue& epilogue) {
+    const Product<T, Depth>& product, int64_t row, int64_t column, int64_t end, const Epilogue& epilogue) {
   constexpr int64_t kLanes = Vec<T>::size();
   for (; column + kPanel<T> <= end; column += kPanel<T>) {
     gemm_tile<kRows, kGemmVectors, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
@@ -179,9 +221,9 @@ inline void gemm_row_block(
 }
 
 // All rows against the columns [begin, end), block after block.
-template <typename T, typename Epilogue>
+template <typename T, typename Depth, typename Epilogue>
 inline void gemm_columns(
-    const Product<T>& product, int64_t rows, int64_t begin, int64_t end, const Epilogue& epilogue) {
+    const Product<T, Depth>& product, int64_t rows, int64_t begin, int64_t end, const Epilogue& epilogue) {
   static_assert(kPackedColumns % kPanel<T> == 0);
   // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
   const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;

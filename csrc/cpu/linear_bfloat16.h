@@ -24,19 +24,42 @@ class LinearRunner<c10::BFloat16> {
   void operator()(
       const PackedLinear<c10::BFloat16>& layer, int64_t rows, const c10::BFloat16* a, int64_t a_stride, C* c,
       int64_t c_stride, const Epilogue& epilogue) {
-    const int64_t inputs = padded_inputs<c10::BFloat16>(layer.inputs);
+    const int64_t start = 0;
     for (int64_t row = 0; row < rows; row += kMaxRows) {
       const int64_t count = std::min(kMaxRows, rows - row);
       for (int64_t first = 0; first < layer.outputs; first += kPackedColumns) {
-        at::native::cpublas::brgemm(
-            count, kPackedColumns, inputs, a_stride, kPackedColumns, kPackedColumns, false, a + row * a_stride,
-            layer.weight + first * inputs, panel_);
+        multiply(layer, first, {1, &start}, count, a + row * a_stride, a_stride);
         finish(row, count, first, std::min(kPackedColumns, layer.outputs - first), c, c_stride, epilogue);
       }
     }
   }
 
+  // The outputs [first, first + kPackedColumns) alone, with inputs in pieces of an even length.
+  template <typename C, typename Epilogue>
+  void panel(
+      const PackedLinear<c10::BFloat16>& layer, int64_t first, const Pieces& pieces, int64_t rows,
+      const c10::BFloat16* a, int64_t a_stride, C* c, int64_t c_stride, const Epilogue& epilogue) {
+    for (int64_t row = 0; row < rows; row += kMaxRows) {
+      const int64_t count = std::min(kMaxRows, rows - row);
+      multiply(layer, first, pieces, count, a + row * a_stride, a_stride);
+      finish(row, count, first, std::min(kPackedColumns, layer.outputs - first), c, c_stride, epilogue);
+    }
+  }
+
  private:
+  // panel_ = a weight^T for a panel of outputs.
+  void multiply(
+      const PackedLinear<c10::BFloat16>& layer, int64_t first, const Pieces& pieces, int64_t rows,
+      const c10::BFloat16* a, int64_t a_stride) {
+    const int64_t inputs = padded_inputs<c10::BFloat16>(layer.inputs), depth = inputs / pieces.count;
+    const c10::BFloat16* weight = layer.weight + first * inputs;
+    for (int64_t piece = 0; piece < pieces.count; ++piece, weight += depth * kPackedColumns) {
+      at::native::cpublas::brgemm(
+          rows, kPackedColumns, depth, a_stride, kPackedColumns, kPackedColumns, piece > 0, a + pieces.offset(piece),
+          weight, panel_);
+    }
+  }
+
   template <typename C, typename Epilogue>
   void finish(
       int64_t row, int64_t rows, int64_t column, int64_t columns, C* c, int64_t c_stride, const Epilogue& epilogue) {

@@ -76,8 +76,8 @@ class Backward {
   bool one_chunk() const { return chunk_tokens_ == groups_ * tokens_; }
   A* run_sum(int64_t run, int64_t which) const { return run_sums_ + (run * kSums + which) * stride_; }
   int64_t shared_size() const {
-    return (few_ ? 1 : 3) * matrix_size() + 4 * chunk_tokens_ * stride_ + (runs_.count() * kSums + 3 * groups_) * stride_ +
-        Workspace<A>::padded(groups_ * tokens_);
+    return (few_ ? 1 : 3) * matrix_size() + 4 * chunk_tokens_ * stride_ +
+        (runs_.count() * kSums + 3 * groups_) * stride_ + Workspace<A>::padded(groups_ * tokens_);
   }
 
   void pack_weights(const Part& part) {

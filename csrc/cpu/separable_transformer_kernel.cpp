@@ -2,9 +2,10 @@
 // independent: the tokens of a sample go through in tiles of rows, which keep to the cache; the normalised map never
 // exists. Samples are shared among the threads, or the tiles of one sample where there are few samples.
 #include "cpu/norm.h"
+#include "cpu/packed_dtypes.h"
 #include "cpu/pool.h"
 #include "cpu/token_io.h"
-#include "cpu/transformer_weights.h"
+#include "cpu/transformer_kernel.h"
 
 #include <ATen/Parallel.h>
 
@@ -266,7 +267,9 @@ void run(const Transformer& args) {
 }  // namespace
 
 void separable_transformer(const Transformer& args) {
-  with_dtypes(args, [&](auto element, auto weight) { run<decltype(element), decltype(weight)>(args); });
+  with_dtypes(args.shape.dtype, args.packed_dtype, [&](auto element, auto weight) {
+    run<decltype(element), decltype(weight)>(args);
+  });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -165,7 +165,8 @@ inline void store_as(const Vec<A>& value, T* p, int64_t count = Vec<A>::size()) 
   }
 }
 
-// 2**x for scores of softmax: x below 1, or NaN, which stays NaN; relative error below 2**-22 in float32.
+// 2**x for scores of softmax: x below 1 (with AVX-512 below 128), or NaN, which stays NaN; relative error below 2**-22
+// in float32.
 template <typename A>
 inline Vec<A> exp2_score(const Vec<A>& x) {
 #if defined(CPU_CAPABILITY_AVX512)

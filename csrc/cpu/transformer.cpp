@@ -10,13 +10,9 @@ namespace {
 
 void check(const at::Tensor& x, int64_t num_layers, int64_t hidden_dim, at::IntArrayRef patch_size) {
   check_patch_grid("x", x, patch_size);
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(
-      dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf,
-      "x: expected float32, bfloat16 or float16, got torch.", c10::getDtypeNames(dtype).first);
-  TORCH_CHECK_VALUE(x.size(1) >= 1, "x: expected at least one channel, got 0");
+  check_storage_map("x", x);
   TORCH_CHECK_VALUE(num_layers >= 0, "num_layers: expected 0 or more, got ", num_layers);
-  TORCH_CHECK_VALUE(hidden_dim >= 1, "hidden_dim: expected a positive int, got ", hidden_dim);
+  check_positive("hidden_dim", hidden_dim);
 }
 
 template <template <typename> class Layer>
@@ -26,15 +22,6 @@ int64_t packed_total(const at::Tensor& packed, int64_t num_layers, int64_t chann
   }
   using BFloat16 = c10::BFloat16;
   return TransformerWeights<Layer<BFloat16>, BFloat16>(packed.const_data_ptr(), num_layers, channels, hidden_dim).total;
-}
-
-void check_packed(const at::Tensor& packed, const at::Tensor& x) {
-  TORCH_CHECK_TYPE(
-      packed.scalar_type() == at::kFloat || packed.scalar_type() == at::kBFloat16,
-      "packed: expected torch.float32 or torch.bfloat16, got torch.", c10::getDtypeNames(packed.scalar_type()).first);
-  TORCH_CHECK_VALUE(
-      packed.dim() == 1 && packed.is_contiguous() && packed.device() == x.device(),
-      "packed: expected a dense vector on ", x.device(), ", got ", packed.dim(), " dimensions on ", packed.device());
 }
 
 template <template <typename> class Layer>

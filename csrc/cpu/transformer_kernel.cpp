@@ -4,8 +4,8 @@
 #include "cpu/transformer_kernel.h"
 
 #include "cpu/norm.h"
+#include "cpu/packed_dtypes.h"
 #include "cpu/token_io.h"
-#include "cpu/transformer_weights.h"
 #include "cpu/unfold_attn_fold_forward.h"
 
 #include <ATen/Parallel.h>
@@ -210,7 +210,9 @@ void run(const Transformer& args) {
 }  // namespace
 
 void transformer(const Transformer& args) {
-  with_dtypes(args, [&](auto element, auto weight) { run<decltype(element), decltype(weight)>(args); });
+  with_dtypes(args.shape.dtype, args.packed_dtype, [&](auto element, auto weight) {
+    run<decltype(element), decltype(weight)>(args);
+  });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -4,6 +4,8 @@ from mobilevit_kernels import _extension
 
 _extension.load()
 
+from mobilevit_kernels.ops.convolution import convolution  # noqa: E402
+from mobilevit_kernels.ops.inverted_residual import inverted_residual  # noqa: E402
 from mobilevit_kernels.ops.separable_attn import separable_attn  # noqa: E402
 from mobilevit_kernels.ops.separable_transformer import separable_transformer  # noqa: E402
 from mobilevit_kernels.ops.separable_transformer_layer import separable_transformer_layer  # noqa: E402
@@ -12,6 +14,8 @@ from mobilevit_kernels.ops.transformer_layer import transformer_layer  # noqa: E
 from mobilevit_kernels.ops.unfold_attn_fold import unfold_attn_fold  # noqa: E402
 
 __all__ = [
+    "convolution",
+    "inverted_residual",
     "separable_attn",
     "separable_transformer",
     "separable_transformer_layer",

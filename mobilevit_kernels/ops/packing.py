@@ -1,4 +1,4 @@
-"""The parameters of a transformer as the CPU kernels read them: one vector (``csrc/cpu/packed_weights.h``).
+"""The parameters of a transformer or block as the CPU kernels read them: one vector (``csrc/cpu/packed_weights.h``).
 
 A linear layer lies in panels of 32 outputs, each ``[inputs, 32]`` in float32 and ``[inputs / 2, 32, 2]`` in bfloat16;
 every piece is padded with zeros to whole panels, biases stay float32 (two elements each in a bfloat16 vector). The
@@ -75,26 +75,85 @@ def pack_separable_transformer(
     return torch.cat([*pieces, _vector(_wide(norm_weight), dtype), _vector(_wide(norm_bias), dtype)])
 
 
+def pack_inverted_residual(
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Packs an inverted residual block whose BatchNorms are folded into its convolutions.
+
+    Args:
+        expand_weight, expand_bias: ``[hidden, C, 1, 1]``, ``[hidden]``.
+        depthwise_weight, depthwise_bias: ``[hidden, 1, 3, 3]``, ``[hidden]``; float32 in any case.
+        project_weight, project_bias: ``[C_out, hidden, 1, 1]``, ``[C_out]``.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
+
+    Returns:
+        Vector of that dtype for :func:`mobilevit_kernels.ops.inverted_residual`.
+    """
+    expand, project = (_wide(weight).flatten(1) for weight in (expand_weight, project_weight))
+    taps = _wide(depthwise_weight).flatten(1).T  # [9, hidden]
+    pieces = [_panels(expand, dtype), _vector(_wide(expand_bias), dtype)]
+    pieces += [_vector(tap, dtype) for tap in (*taps, _wide(depthwise_bias))]
+    return torch.cat([*pieces, _panels(project, dtype), _vector(_wide(project_bias), dtype)])
+
+
+def pack_convolution(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Packs a dense convolution; its inputs lie as ``[kernel row, kernel column, channel]``.
+
+    Args:
+        weight: ``[C_out, C, k, k]``.
+        bias: ``[C_out]``.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
+
+    Returns:
+        Vector of that dtype for :func:`mobilevit_kernels.ops.convolution`.
+    """
+    windows = _wide(weight).permute(0, 2, 3, 1)  # [C_out, k, k, C]
+    padded = F.pad(windows, (0, _padded_inputs(weight.shape[1], dtype) - weight.shape[1]))
+    return torch.cat([_panels(padded.flatten(1), dtype), _vector(_wide(bias), dtype)])
+
+
+def convolution_size(
+    channels: int, out_channels: int, kernel_size: int, dtype: torch.dtype = torch.float32
+) -> int:
+    """Elements that the packed parameters of a convolution have."""
+    return _linear_size(out_channels, kernel_size**2 * _padded_inputs(channels, dtype), dtype)
+
+
+def inverted_residual_size(
+    channels: int, hidden_dim: int, out_channels: int, dtype: torch.dtype = torch.float32
+) -> int:
+    """Elements that the packed parameters of an inverted residual block have."""
+    taps = 10 * _vector_size(hidden_dim, dtype)
+    return _linear_size(hidden_dim, channels, dtype) + taps + _linear_size(out_channels, hidden_dim, dtype)
+
+
 def packed_size(
     channels: int, hidden_dim: int, num_layers: int, separable: bool, dtype: torch.dtype = torch.float32
 ) -> int:
     """Elements that the packed parameters of a transformer have."""
-    pairs = dtype == torch.bfloat16
+    vector = _vector_size(channels, dtype)
+    square = _linear_size(channels, channels, dtype)
+    attention = vector + 2 * square if separable else _linear_size(3 * channels, channels, dtype)
+    mlp = _linear_size(hidden_dim, channels, dtype) + _linear_size(channels, hidden_dim, dtype)
+    return num_layers * (attention + square + mlp) + 2 * vector
 
-    def vector(size: int) -> int:
-        return -(-size // PANEL) * PANEL * (2 if pairs else 1)
 
-    def linear(outputs: int, inputs: int) -> int:
-        inputs += inputs % 2 if pairs else 0
-        return -(-outputs // PANEL) * PANEL * inputs + vector(outputs)
+def _vector_size(size: int, dtype: torch.dtype) -> int:
+    return -(-size // PANEL) * PANEL * (2 if dtype == torch.bfloat16 else 1)
 
-    attention = (
-        2 * linear(channels, channels) + vector(channels) if separable else linear(3 * channels, channels)
-    )
-    layer = (
-        attention + linear(channels, channels) + linear(hidden_dim, channels) + linear(channels, hidden_dim)
-    )
-    return num_layers * layer + 2 * vector(channels)
+
+def _padded_inputs(inputs: int, dtype: torch.dtype) -> int:
+    return inputs + inputs % 2 if dtype == torch.bfloat16 else inputs
+
+
+def _linear_size(outputs: int, inputs: int, dtype: torch.dtype) -> int:
+    return -(-outputs // PANEL) * PANEL * _padded_inputs(inputs, dtype) + _vector_size(outputs, dtype)
 
 
 def _wide(parameter: Tensor) -> Tensor:

@@ -27,9 +27,10 @@ def as_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
     return patch_size[0], patch_size[1]
 
 
-def channels_last_empty(like: Tensor, channels: int) -> Tensor:
-    """The output every op promises: ``[B, channels, H, W]`` in channels_last memory."""
-    shape = (like.shape[0], channels, like.shape[2], like.shape[3])
+def channels_last_empty(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """The output every op promises: ``[B, channels, H, W]`` in channels_last memory; ``size``: another H and W."""
+    height, width = size or (like.shape[2], like.shape[3])
+    shape = (like.shape[0], channels, height, width)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 

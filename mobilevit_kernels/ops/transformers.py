@@ -1,16 +1,14 @@
-"""What the ops of whole transformers share in their registration: fake, autograd, autocast."""
+"""What the ops of whole transformers share: their contract and registration."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mobilevit_kernels.ops.checks import check_patch_grid
+from mobilevit_kernels.ops.inference import check_storage_dtypes, register_inference_op
 from mobilevit_kernels.ops.packing import packed_size
-from mobilevit_kernels.ops.registration import AUTOCAST_DEVICES, LIBRARY, channels_last_empty
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from mobilevit_kernels.ops.registration import channels_last_empty
 
 
 def check_transformer(
@@ -18,10 +16,7 @@ def check_transformer(
 ) -> None:
     """Raises ValueError or TypeError where the arguments break the contract; csrc/cpu/transformer.cpp says the same."""
     check_patch_grid("x", x, patch_size)
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x: expected float32, bfloat16 or float16, got {x.dtype}")
-    if packed.dtype not in (torch.float32, torch.bfloat16):
-        raise TypeError(f"packed: expected torch.float32 or torch.bfloat16, got {packed.dtype}")
+    check_storage_dtypes(x, packed)
     channels = x.shape[1]
     size = packed_size(channels, hidden_dim, num_layers, separable, packed.dtype)
     if packed.dim() != 1 or packed.shape[0] != size:
@@ -38,23 +33,10 @@ def register_transformer(name: str, separable: bool) -> None:
         name: of the op.
         separable: whether it is that of MobileViT v2, which has no heads.
     """
-    op = getattr(torch.ops.mobilevit, name).default
 
     def fake(x: Tensor, packed: Tensor, num_layers: int, *args: Any) -> Tensor:
         hidden_dim, patch_size, _ = args[-3:]
         check_transformer(x, packed, num_layers, hidden_dim, patch_size, separable)
         return channels_last_empty(x, x.shape[1])
 
-    def inference_only(*args: Any) -> Tensor:
-        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-            raise RuntimeError(f"mobilevit::{name} is for inference and has no gradient: use torch.no_grad()")
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
-    def autocast(x: Tensor, *args: Any) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return op(x.to(torch.get_autocast_dtype("cpu")) if x.dtype in DTYPES else x, *args)
-
-    torch.library.register_fake(f"mobilevit::{name}", fake)
-    LIBRARY.impl(name, inference_only, "Autograd")
-    LIBRARY.impl(name, autocast, AUTOCAST_DEVICES["cpu"])
+    register_inference_op(name, fake)

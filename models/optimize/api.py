@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 import mobilevit_kernels._C as native
 from mobilevit_kernels.models.accelerate import accelerate
+from mobilevit_kernels.models.optimize.convolution import fuse_convolutions
 from mobilevit_kernels.models.optimize.folding import fold_batch_norms
+from mobilevit_kernels.models.optimize.inverted_residual import fuse_inverted_residuals
 from mobilevit_kernels.models.optimize.layers import fuse_transformers
 
 _LOGGER = logging.getLogger("mobilevit_kernels")
@@ -19,11 +21,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Returns a copy of a model that infers faster on the CPU; the model itself stays as it is.
 
-    In the copy BatchNorm is part of the convolutions, memory is channels_last, the transformer of every MobileViT
-    block is one op on packed weights (:func:`mobilevit_kernels.ops.transformer`,
-    :func:`mobilevit_kernels.ops.separable_transformer`), and no parameter wants a gradient. It has the class, the
-    attributes and the outputs of the model, takes any image size and batch, may be called from several threads at
-    once, and can be pickled. Its ``state_dict`` fits a copy that was optimised from the same architecture.
+    In the copy BatchNorm is part of the convolutions, memory is channels_last, no parameter wants a gradient, and one
+    op on packed weights runs the transformer of a MobileViT block (:func:`mobilevit_kernels.ops.transformer`,
+    :func:`mobilevit_kernels.ops.separable_transformer`), an inverted residual block
+    (:func:`mobilevit_kernels.ops.inverted_residual`), or any other convolution with its activation
+    (:func:`mobilevit_kernels.ops.convolution`). It has the class, the attributes and the outputs of the model, takes
+    any image size and batch, may be called from several threads at once, and can be pickled. Its ``state_dict`` fits
+    a copy that was optimised from the same architecture.
 
     Args:
         model: a MobileViT of this package, of timm or of transformers (accelerated or not), on the CPU in float32;
@@ -48,8 +52,14 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     optimized = accelerate(copy.deepcopy(model).eval()).requires_grad_(False)
     fold_batch_norms(optimized)
     in_bfloat16 = dtype == torch.bfloat16 and has_bfloat16_matrix_unit()
-    fused = fuse_transformers(optimized, torch.bfloat16 if in_bfloat16 else torch.float32)
-    _LOGGER.info("optimize_for_inference: %d transformers run as one op each", fused)
+    products = torch.bfloat16 if in_bfloat16 else torch.float32
+    counts = [
+        fuse(optimized, products) for fuse in (fuse_transformers, fuse_inverted_residuals, fuse_convolutions)
+    ]
+    _LOGGER.info(
+        "optimize_for_inference: one op for each of %d transformers, %d inverted residual blocks, %d convolutions",
+        *counts,
+    )
     optimized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if in_bfloat16:
         _convert_to_bfloat16(optimized)

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Layers in which a convolution is followed by a BatchNorm: (convolution, norm) by class.
-_LAYERS = {
+LAYERS = {
     "mobilevit_kernels.models.layers.ConvNormAct": ("conv", "bn"),
     "timm.layers.conv_bn_act.ConvNormAct": ("conv", "bn"),
     "transformers.models.mobilevit.modeling_mobilevit.MobileViTConvLayer": ("convolution", "normalization"),
@@ -27,7 +27,7 @@ def fold_batch_norms(model: nn.Module) -> None:
         model: any module; layers of other classes stay as they are.
     """
     for layer in list(model.modules()):
-        names = _LAYERS.get(qualified_name(layer))
+        names = LAYERS.get(qualified_name(layer))
         if names is None:
             continue
         convolution, norm = (getattr(layer, name) for name in names)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.optimize.folding import qualified_name
+from mobilevit_kernels.models.optimize.predicates import does_nothing, is_observed, is_silu
 from mobilevit_kernels.models.optimize.transformer import FusedSeparableTransformer, FusedTransformer
 from mobilevit_kernels.ops.packing import LayerParameters
 
@@ -14,7 +15,7 @@ _PATHS = "mobilevit_kernels.models"
 _TIMM = f"{_PATHS}.accelerate.timm"
 _HF = f"{_PATHS}.accelerate.huggingface"
 # The names of the transformer and of the norm after it, by class of block.
-_BLOCKS = {
+BLOCKS = {
     f"{_PATHS}.block_v1.MobileViTBlock": ("transformer", "norm"),
     f"{_PATHS}.block_v3.MobileViTv3Block": ("transformer", "norm"),
     f"{_PATHS}.block_v2.MobileViTv2Block": ("transformer", "norm"),
@@ -93,7 +94,6 @@ _LAYERS = {
         f"{_HF}.AcceleratedMobileViTV2LinearSelfAttention",
     ): _HF_SEPARABLE,
 }
-_DOES_NOTHING = ("Identity", "Dropout", "DropPath", "AcceleratedDropPath")
 
 
 def fuse_transformers(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:
@@ -111,7 +111,7 @@ def fuse_transformers(model: nn.Module, dtype: torch.dtype = torch.float32) -> i
     """
     fused = 0
     for block in list(model.modules()):
-        names = _BLOCKS.get(qualified_name(block))
+        names = BLOCKS.get(qualified_name(block))
         if names is None:
             continue
         transformer, norm = (cast("Any", block.get_submodule(name)) for name in names)
@@ -164,7 +164,7 @@ def _names_of(layer: nn.Module) -> LayerNames | None:
 
 
 def _is_plain_norm(norm: Any, separable: bool) -> bool:
-    if _is_observed(norm) or norm.weight is None:
+    if is_observed(norm) or norm.weight is None:
         return False
     return (
         isinstance(norm, nn.GroupNorm) and norm.num_groups == 1 if separable else type(norm) is nn.LayerNorm
@@ -175,10 +175,10 @@ def _is_plain_layer(layer: nn.Module, names: LayerNames) -> bool:
     """Whether a layer has nothing but what the op computes."""
     known = {layer.get_submodule(name) for name in (*names.parts(), names.act)}
     for module in layer.modules():
-        if _is_observed(module):
+        if is_observed(module):
             return False
         leaf = next(module.children(), None) is None
-        if leaf and module not in known and type(module).__name__ not in _DOES_NOTHING:
+        if leaf and module not in known and not does_nothing(module):
             return False
     linears: list[Any] = [layer.get_submodule(name) for name in (*names.qkv, names.out, names.fc1, names.fc2)]
     if not all(type(linear) in (nn.Linear, nn.Conv2d) for linear in linears):
@@ -186,15 +186,7 @@ def _is_plain_layer(layer: nn.Module, names: LayerNames) -> bool:
     attention: Any = layer.get_submodule(names.attention)
     scale = getattr(attention, "scale", None)
     head_dim = linears[0].weight.shape[1] // (getattr(attention, names.heads) if names.heads else 1)
-    return _is_silu(layer.get_submodule(names.act)) and (scale is None or scale == head_dim**-0.5)
-
-
-def _is_silu(module: nn.Module) -> bool:
-    return isinstance(module, nn.SiLU) or type(module).__name__ == "SiLUActivation"
-
-
-def _is_observed(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+    return is_silu(layer.get_submodule(names.act)) and (scale is None or scale == head_dim**-0.5)
 
 
 def _parameters(layer: nn.Module, names: LayerNames) -> LayerParameters:

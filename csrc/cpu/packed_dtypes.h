@@ -1,9 +1,8 @@
-// Which linear layers the kernels of whole transformers run, by the dtype of their packed weights.
+// Which linear layers the kernels run, by the dtype of their packed weights.
 #pragma once
 
 #include "cpu/dispatch.h"
 #include "cpu/linear.h"
-#include "cpu/transformer_kernel.h"
 #if defined(CPU_CAPABILITY_AVX512)
 #include "cpu/linear_bfloat16.h"
 #endif
@@ -12,9 +11,9 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 
 // Calls function with a value of the type of the map and one of the type of the weights.
 template <typename Function>
-void with_dtypes(const Transformer& args, const Function& function) {
-  with_storage_dtype(args.shape.dtype, [&](auto element) {
-    if (args.packed_dtype == at::kFloat) return function(element, float());
+void with_dtypes(at::ScalarType map, at::ScalarType packed, const Function& function) {
+  with_storage_dtype(map, [&](auto element) {
+    if (packed == at::kFloat) return function(element, float());
 #if defined(CPU_CAPABILITY_AVX512)
     function(element, c10::BFloat16());
 #else

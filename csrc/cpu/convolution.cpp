@@ -1,0 +1,58 @@
+// mobilevit::convolution on the CPU.
+#include "checks.h"
+#include "cpu/convolution_kernel.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+namespace mobilevit::cpu {
+namespace {
+
+int64_t packed_total(const at::Tensor& packed, const ConvolutionShape& shape) {
+  const void* data = packed.const_data_ptr();
+  if (packed.scalar_type() == at::kFloat) return ConvolutionWeights<float>(data, shape).total;
+  return ConvolutionWeights<c10::BFloat16>(data, shape).total;
+}
+
+void check(const ConvolutionShape& shape) {
+  check_positive("out_channels", shape.out_channels);
+  check_positive("kernel_size", shape.kernel_size);
+  check_positive("stride", shape.stride);
+  check_positive("dilation", shape.dilation);
+  TORCH_CHECK_VALUE(shape.padding >= 0, "padding: expected 0 or more, got ", shape.padding);
+  const int64_t window = shape.dilation * (shape.kernel_size - 1) + 1;
+  TORCH_CHECK_VALUE(
+      std::min(shape.height, shape.width) + 2 * shape.padding >= window, "x: expected a padded map of at least ",
+      window, " x ", window, " pixels, which the kernel covers, got ", shape.height, " x ", shape.width,
+      " and padding ", shape.padding);
+}
+
+at::Tensor convolution(
+    const at::Tensor& x, const at::Tensor& packed, int64_t out_channels, int64_t kernel_size, int64_t stride,
+    int64_t padding, int64_t dilation, bool silu) {
+  check_storage_map("x", x);
+  const ConvolutionShape shape{x.size(0),   x.size(2), x.size(3), x.size(1), out_channels,
+                               kernel_size, stride,    padding,   dilation};
+  check(shape);
+  check_packed(packed, x);
+  const int64_t total = packed_total(packed, shape);
+  TORCH_CHECK_VALUE(
+      packed.numel() == total, "packed: expected ", total, " elements for ", shape.in_channels, " channels, ",
+      out_channels, " of the output and a kernel of ", kernel_size, " x ", kernel_size, ", got ", packed.numel());
+  const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor out = at::empty(
+      {shape.batch, out_channels, shape.out_height(), shape.out_width()},
+      x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  if (out.numel() > 0) {
+    run_convolution(
+        {shape, map.const_data_ptr(), out.mutable_data_ptr(), x.scalar_type(), packed.const_data_ptr(),
+         packed.scalar_type(), silu});
+  }
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mobilevit, CPU, m) { m.impl("convolution", &convolution); }
+
+}  // namespace mobilevit::cpu

@@ -1,0 +1,155 @@
+// Dense convolution on an NHWC map as a matrix product whose inputs are read where they lie: a pixel's window is a
+// piece of memory per tap. Bands of rows are copied with their padding into the cache of one core; a panel of outputs
+// at a time then goes over the whole band. Threads share the rows of the output.
+#include "cpu/convolution_kernel.h"
+
+#include "cpu/packed_dtypes.h"
+#include "cpu/token_io.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+namespace {
+
+constexpr int64_t kBandBytes = 512 * 1024;    // of a core's L2, for a band of the input
+constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
+
+template <typename T, typename W>
+class Bands {
+ public:
+  Bands(const Convolution& args, const ConvolutionWeights<W>& weights, int64_t rows)
+      : args_(args),
+        shape_(args.shape),
+        layer_(weights.linear),
+        pixel_(padded_inputs<W>(shape_.in_channels)),
+        pitch_((shape_.width + 2 * shape_.padding) * pixel_),
+        out_row_(shape_.out_width() * shape_.out_channels),
+        rows_(std::min(rows, rows_of_a_band())),
+        band_memory_(input_rows(rows_) * pitch_),
+        band_(band_memory_.take(input_rows(rows_) * pitch_)),
+        result_memory_(kFloatMap ? 0 : rows_ * out_row_),
+        result_(result_memory_.take(0)) {
+    for (int64_t i = 0; i < shape_.kernel_size; ++i) {
+      for (int64_t j = 0; j < shape_.kernel_size; ++j) {
+        taps_.push_back(shape_.dilation * (i * pitch_ + j * pixel_));
+      }
+    }
+    std::fill_n(band_, input_rows(rows_) * pitch_, W(0));
+  }
+
+  // Rows [begin, end) of the output, those of all samples one after another.
+  void run(int64_t begin, int64_t end) {
+    const int64_t height = shape_.out_height();
+    while (begin < end) {
+      const int64_t y = begin % height;
+      const int64_t count = std::min({rows_, end - begin, height - y});
+      load(begin / height, y * shape_.stride - shape_.padding, input_rows(count));
+      T* out = static_cast<T*>(args_.out) + begin * out_row_;
+      float* result = result_;
+      if constexpr (kFloatMap) result = out;
+      if (args_.silu) {
+        multiply(count, result, AddBiasSilu(layer_.bias));
+      } else {
+        multiply(count, result, AddBias(layer_.bias));
+      }
+      if constexpr (!kFloatMap) convert_row(result, out, count * out_row_);
+      begin += count;
+    }
+  }
+
+ private:
+  static constexpr bool kFloatMap = std::is_same_v<T, float>;
+
+  int64_t input_rows(int64_t rows) const {
+    return (rows - 1) * shape_.stride + shape_.dilation * (shape_.kernel_size - 1) + 1;
+  }
+  int64_t rows_of_a_band() const {
+    const int64_t fit = kBandBytes / (pitch_ * static_cast<int64_t>(sizeof(W)));
+    return std::max<int64_t>((fit - input_rows(1)) / shape_.stride + 1, 1);
+  }
+
+  // Rows [first, first + count) of a sample, rows outside of it being zeros.
+  void load(int64_t sample, int64_t first, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      W* row = band_ + i * pitch_ + shape_.padding * pixel_;
+      const int64_t y = first + i;
+      if (y < 0 || y >= shape_.height) {
+        std::fill_n(row, shape_.width * pixel_, W(0));
+        continue;
+      }
+      const int64_t channels = shape_.in_channels;
+      const T* x = static_cast<const T*>(args_.x) + (sample * shape_.height + y) * shape_.width * channels;
+      if (pixel_ == channels) {
+        convert_row(x, row, shape_.width * channels);
+      } else {
+        for (int64_t j = 0; j < shape_.width; ++j) convert_row(x + j * channels, row + j * pixel_, channels);
+      }
+    }
+  }
+
+  template <typename Epilogue>
+  void multiply(int64_t rows, float* result, const Epilogue& epilogue) {
+    const Pieces taps{static_cast<int64_t>(taps_.size()), taps_.data()};
+    for (int64_t first = 0; first < shape_.out_channels; first += kPackedColumns) {
+      for (int64_t i = 0; i < rows; ++i) {
+        linear_.panel(
+            layer_, first, taps, shape_.out_width(), band_ + i * shape_.stride * pitch_, shape_.stride * pixel_,
+            result + i * out_row_, shape_.out_channels, epilogue);
+      }
+    }
+  }
+
+  const Convolution& args_;
+  const ConvolutionShape& shape_;
+  const PackedLinear<W>& layer_;
+  int64_t pixel_, pitch_, out_row_;  // elements of a pixel, of a padded row, and of a row of the output
+  int64_t rows_;                     // of the output, in a band
+  std::vector<int64_t> taps_;        // where the window's pixels lie, from its first
+  Workspace<W> band_memory_;
+  W* band_;  // [input rows, pitch_]
+  Workspace<float> result_memory_;
+  float* result_;  // [rows_, out_row_] of 16-bit maps
+  LinearRunner<W> linear_;
+};
+
+// A 1x1 convolution is a linear layer on all pixels.
+template <typename W, typename Epilogue>
+void run_pointwise(const Convolution& args, const PackedLinear<W>& layer, int64_t grain, const Epilogue& epilogue) {
+  const int64_t width = args.shape.width;
+  at::parallel_for(0, args.shape.batch * args.shape.height, grain, [&](int64_t begin, int64_t end) {
+    const W* x = static_cast<const W*>(args.x) + begin * width * layer.inputs;
+    float* out = static_cast<float*>(args.out) + begin * width * layer.outputs;
+    LinearRunner<W>()(layer, (end - begin) * width, x, layer.inputs, out, layer.outputs, epilogue);
+  });
+}
+
+template <typename T, typename W>
+void run(const Convolution& args) {
+  const ConvolutionShape& shape = args.shape;
+  const ConvolutionWeights<W> weights(args.packed, shape);
+  const PackedLinear<W>& layer = weights.linear;
+  const int64_t flops = 2 * layer.inputs * shape.out_channels * shape.out_width();
+  const int64_t grain = (kFlopsPerThread + flops - 1) / flops;
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<W, float>) {
+    if (shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0) {
+      if (args.silu) return run_pointwise<W>(args, layer, grain, AddBiasSilu(layer.bias));
+      return run_pointwise<W>(args, layer, grain, AddBias(layer.bias));
+    }
+  }
+  at::parallel_for(0, shape.batch * shape.out_height(), grain, [&](int64_t begin, int64_t end) {
+    Bands<T, W>(args, weights, end - begin).run(begin, end);
+  });
+}
+
+}  // namespace
+
+void convolution(const Convolution& args) {
+  with_dtypes(args.dtype, args.packed_dtype, [&](auto element, auto weight) {
+    run<decltype(element), decltype(weight)>(args);
+  });
+}
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY

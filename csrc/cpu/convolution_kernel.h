@@ -1,0 +1,46 @@
+// What the ATen side hands to the kernel of convolution.
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "cpu/packed_weights.h"
+
+namespace mobilevit::cpu {
+
+// A square kernel; padding with zeros on all sides.
+struct ConvolutionShape {
+  int64_t batch, height, width, in_channels, out_channels, kernel_size, stride, padding, dilation;
+
+  int64_t out_height() const { return out_side(height); }
+  int64_t out_width() const { return out_side(width); }
+  int64_t out_side(int64_t side) const { return (side + 2 * padding - dilation * (kernel_size - 1) - 1) / stride + 1; }
+};
+
+// Maps are dense NHWC.
+struct Convolution {
+  ConvolutionShape shape;
+  const void* x;
+  void* out;
+  at::ScalarType dtype;
+  const void* packed;
+  at::ScalarType packed_dtype;  // float32, or bfloat16 for products on the matrix units
+  bool silu;                    // activates the result
+};
+
+// The packed parameters, as mobilevit_kernels/ops/packing.py writes them: inputs are [kernel row, kernel column,
+// channel], the channels padded as those of a linear layer.
+template <typename W>
+struct ConvolutionWeights {
+  PackedLinear<W> linear;
+  int64_t total;  // elements
+
+  ConvolutionWeights(const void* packed, const ConvolutionShape& shape) {
+    PackedReader<W> reader(static_cast<const W*>(packed));
+    const int64_t taps = shape.kernel_size * shape.kernel_size;
+    linear = reader.linear(shape.out_channels, taps * padded_inputs<W>(shape.in_channels));
+    total = reader.total();
+  }
+};
+
+MOBILEVIT_DECLARE_KERNEL(convolution, Convolution)
+
+}  // namespace mobilevit::cpu

@@ -1,0 +1,110 @@
+// 3x3 depthwise convolution of single rows of a map, with SiLU at its end.
+#pragma once
+
+#include "cpu/linear.h"
+
+#include <algorithm>
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+
+// Widths in pixels. Padding is as wide as the dilation, on all sides.
+struct DepthwiseShape {
+  int64_t width, out_width, channels, stride, dilation;
+};
+
+// taps [9, tap_stride] and bias are padded with zeros to whole vectors.
+struct DepthwiseWeights {
+  const float *taps, *bias;
+  int64_t tap_stride;
+};
+
+// out[x, c] = silu(bias[c] + sum_{i,j} taps[3 i + j, c] * rows[i][x * stride + (j - 1) * dilation, c]). Vectors of
+// channels are the outer loop: their taps stay in registers for a whole row.
+template <typename W>
+class DepthwiseRow {
+ public:
+  // rows [width, row_stride], padded with zeros to whole vectors of channels; out [out_width, out_stride].
+  DepthwiseRow(
+      const DepthwiseShape& shape, const DepthwiseWeights& weights, const float* const (&rows)[3], int64_t row_stride,
+      W* out, int64_t out_stride)
+      : shape_(shape), weights_(weights), rows_(rows), row_stride_(row_stride), out_(out), out_stride_(out_stride) {}
+
+  void run() const {
+    const int64_t last = (shape_.width - 1 - shape_.dilation) / shape_.stride;
+    const int64_t left = std::min((shape_.dilation + shape_.stride - 1) / shape_.stride, shape_.out_width);
+    const int64_t right = shape_.width > shape_.dilation ? std::clamp(last + 1, left, shape_.out_width) : left;
+    for (int64_t c = 0; c < shape_.channels; c += kLanes) {
+      for (int64_t x = 0; x < left; ++x) edge(c, x);
+      int64_t x = inner<kOutputs>(c, left, right);
+      x = inner<kOutputs / 2>(c, x, right);
+      inner<1>(c, x, right);
+      for (x = right; x < shape_.out_width; ++x) edge(c, x);
+    }
+  }
+
+ private:
+  static constexpr int64_t kLanes = Vec<float>::size();
+#if defined(CPU_CAPABILITY_AVX512)
+  static constexpr int kOutputs = 8;  // beside nine taps in 32 registers
+#else
+  static constexpr int kOutputs = 4;
+#endif
+
+  Vec<float> tap(int index, int64_t c) const {
+    return Vec<float>::loadu(weights_.taps + index * weights_.tap_stride + c);
+  }
+  void store(int64_t c, int64_t x, const Vec<float>& sum) const {
+    store_as(silu(sum), out_ + x * out_stride_ + c, std::min(kLanes, shape_.channels - c));
+  }
+
+  // Outputs from x on, kCount at a time, none of which looks past a side; returns the first that is left.
+  template <int kCount>
+  int64_t inner(int64_t c, int64_t x, int64_t end) const {
+    Vec<float> taps[9];
+#pragma GCC unroll 9
+    for (int i = 0; i < 9; ++i) taps[i] = tap(i, c);
+    const Vec<float> bias = Vec<float>::loadu(weights_.bias + c);
+    const int64_t step = shape_.stride * row_stride_, side = shape_.dilation * row_stride_;
+    for (; x + kCount <= end; x += kCount) {
+      Vec<float> sums[kCount];
+#pragma GCC unroll 8
+      for (int k = 0; k < kCount; ++k) sums[k] = bias;
+#pragma GCC unroll 3
+      for (int i = 0; i < 3; ++i) {
+        const float* row = rows_[i] + x * step - side + c;
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; ++j, row += side) {
+#pragma GCC unroll 8
+          for (int k = 0; k < kCount; ++k) {
+            sums[k] = at::vec::fmadd(Vec<float>::loadu(row + k * step), taps[3 * i + j], sums[k]);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < kCount; ++k) store(c, x + k, sums[k]);
+    }
+    return x;
+  }
+
+  // An output some of whose inputs are padding.
+  void edge(int64_t c, int64_t x) const {
+    Vec<float> sum = Vec<float>::loadu(weights_.bias + c);
+    for (int i = 0; i < 3; ++i) {
+      for (int j = 0; j < 3; ++j) {
+        const int64_t column = x * shape_.stride + (j - 1) * shape_.dilation;
+        if (column < 0 || column >= shape_.width) continue;
+        sum = at::vec::fmadd(Vec<float>::loadu(rows_[i] + column * row_stride_ + c), tap(3 * i + j, c), sum);
+      }
+    }
+    store(c, x, sum);
+  }
+
+  const DepthwiseShape& shape_;
+  const DepthwiseWeights& weights_;
+  const float* const (&rows_)[3];
+  int64_t row_stride_;
+  W* out_;
+  int64_t out_stride_;
+};
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY

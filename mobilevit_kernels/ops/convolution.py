@@ -1,0 +1,83 @@
+"""``mobilevit::convolution``: a dense convolution with its activation as one op, for inference on the CPU."""
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels.ops.inference import check_packed_map, register_inference_op
+from mobilevit_kernels.ops.packing import convolution_size
+from mobilevit_kernels.ops.registration import channels_last_empty
+
+_op = torch.ops.mobilevit.convolution.default
+
+
+def convolution(
+    x: Tensor,
+    packed: Tensor,
+    out_channels: int,
+    kernel_size: int = 1,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    silu: bool = False,
+) -> Tensor:
+    """Dense 2-D convolution with a square kernel and, with ``silu``, x * sigmoid(x) of its result.
+
+    What :func:`mobilevit_kernels.reference.convolution` computes, as a matrix product that reads the windows where they
+    lie. Sums are float32 whatever the dtypes; products are in the dtype of ``packed``.
+
+    Args:
+        x: ``[B, C, H, W]``, float32, bfloat16 or float16 on the CPU; channels_last is read without a copy.
+        packed: the parameters, from :func:`mobilevit_kernels.ops.packing.pack_convolution`; in float32, or in
+            bfloat16, which takes a processor with AVX-512 and is fast on one with AMX.
+        out_channels: channels C_out of the output.
+        kernel_size: side k of the kernel.
+        stride, padding, dilation: as in :func:`torch.nn.functional.conv2d`, alike on both axes.
+        silu: activates the result.
+
+    Returns:
+        ``[B, C_out, H', W']``, dtype of ``x``, channels_last; the size is that of :func:`torch.nn.functional.conv2d`.
+
+    Raises:
+        ValueError: a size that is not positive, ``packed`` of another size, a padded map smaller than the kernel.
+        TypeError: ``x`` or ``packed`` of another dtype.
+        RuntimeError: a gradient is wanted.
+    """
+    return _op(x, packed, out_channels, kernel_size, stride, padding, dilation, silu)
+
+
+def _fake(
+    x: Tensor,
+    packed: Tensor,
+    out_channels: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    silu: bool,
+) -> Tensor:
+    """Raises where the arguments break the contract; csrc/cpu/convolution.cpp says the same."""
+    channels = x.shape[1] if x.dim() == 4 else 0
+    check_packed_map(
+        x,
+        packed,
+        convolution_size(channels, out_channels, kernel_size, packed.dtype),
+        f"{channels} channels, {out_channels} of the output and a kernel of {kernel_size} x {kernel_size}",
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        stride=stride,
+        dilation=dilation,
+    )
+    if padding < 0:
+        raise ValueError(f"padding: expected 0 or more, got {padding}")
+    height, width = x.shape[2:]
+    window = dilation * (kernel_size - 1) + 1
+    if min(height, width) + 2 * padding < window:
+        raise ValueError(
+            f"x: expected a padded map of at least {window} x {window} pixels, which the kernel covers, got "
+            f"{height} x {width} and padding {padding}"
+        )
+    size = ((height + 2 * padding - window) // stride + 1, (width + 2 * padding - window) // stride + 1)
+    return channels_last_empty(x, out_channels, size)
+
+
+register_inference_op("convolution", _fake)

@@ -1,0 +1,85 @@
+"""Runs every dense convolution of ours, timm's and transformers' layers, with its activation, as one op."""
+
+import torch
+from torch import Tensor, nn
+
+from mobilevit_kernels.models.optimize.folding import LAYERS, qualified_name
+from mobilevit_kernels.models.optimize.layers import BLOCKS
+from mobilevit_kernels.models.optimize.predicates import convolution_of, is_observed, weight_and_bias
+from mobilevit_kernels.ops.convolution import convolution
+from mobilevit_kernels.ops.packing import pack_convolution
+
+
+class FusedConvolution(nn.Module):
+    """Convolution and SiLU as one op (:func:`mobilevit_kernels.ops.convolution`).
+
+    Args:
+        conv: a dense convolution with a square kernel, the norm after it folded into it.
+        silu: activates the result.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
+    """
+
+    packed: Tensor
+
+    def __init__(self, conv: nn.Conv2d, silu: bool, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.out_channels, self.silu = conv.out_channels, silu
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
+        self.padding = int(conv.padding[0])
+        self.register_buffer("packed", pack_convolution(*weight_and_bias(conv), dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> ``[B, C_out, H', W']``."""
+        sizes = (self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
+        return convolution(x, self.packed, *sizes, self.silu)
+
+    def extra_repr(self) -> str:
+        """Shows the sizes in ``print(model)``."""
+        sizes = f"out_channels={self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return f"{sizes}, padding={self.padding}, dilation={self.dilation}, silu={self.silu}"
+
+
+def fuse_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:
+    """Replaces every layer of a dense convolution and a SiLU, and a MobileViT block's bare ones, by one op, in place.
+
+    A layer with a norm that is not folded, another activation, groups, a kernel that is not square, or hooks stays.
+
+    Args:
+        model: in evaluation mode, BatchNorms folded.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
+
+    Returns:
+        How many were replaced.
+    """
+    fused = 0
+    for parent in list(model.modules()):
+        in_block = qualified_name(parent) in BLOCKS
+        for name, layer in list(parent.named_children()):
+            replacement = fuse(layer, dtype, bare=in_block)
+            if replacement is not None:
+                setattr(parent, name, replacement)
+                fused += 1
+    return fused
+
+
+def fuse(layer: nn.Module, dtype: torch.dtype = torch.float32, bare: bool = False) -> FusedConvolution | None:
+    """One module that computes what ``layer`` computes, or None.
+
+    Args:
+        layer: any module.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
+        bare: takes a convolution without a layer around it too, whose parameters nobody else may read.
+    """
+    known = qualified_name(layer) in LAYERS or (bare and type(layer) is nn.Conv2d)
+    if not known or any(is_observed(module) for module in layer.modules()):
+        return None
+    found = convolution_of(layer)
+    if found is None or not _is_dense_and_square(found[0]):
+        return None
+    return FusedConvolution(*found, dtype)
+
+
+def _is_dense_and_square(conv: nn.Conv2d) -> bool:
+    sides = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    square = all(isinstance(pair, tuple) and pair[0] == pair[1] for pair in sides)
+    return square and conv.groups == 1 and conv.padding_mode == "zeros"

@@ -1,0 +1,40 @@
+"""What the searches for layers to fuse ask of a module in evaluation mode."""
+
+from torch import Tensor, nn
+
+_DOES_NOTHING = ("Identity", "Dropout", "DropPath", "AcceleratedDropPath")
+
+
+def does_nothing(module: nn.Module) -> bool:
+    """Whether a module returns its input."""
+    return type(module).__name__ in _DOES_NOTHING
+
+
+def is_silu(module: nn.Module) -> bool:
+    """Whether a module is x * sigmoid(x)."""
+    return isinstance(module, nn.SiLU) or type(module).__name__ == "SiLUActivation"
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Whether somebody watches or replaces the module's own forward pass: it has to keep running."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+
+
+def leaves(module: nn.Module) -> list[nn.Module]:
+    """The modules inside, or the module itself, that have no parts."""
+    return [part for part in module.modules() if next(part.children(), None) is None]
+
+
+def convolution_of(layer: nn.Module) -> tuple[nn.Conv2d, bool] | None:
+    """The convolution of a layer that has nothing else but at most one SiLU after it, and whether it has that."""
+    parts = [part for part in leaves(layer) if not does_nothing(part)]
+    activated = len(parts) == 2 and is_silu(parts[1])
+    if not parts or type(parts[0]) is not nn.Conv2d or len(parts) != 1 + activated:
+        return None
+    return parts[0], activated
+
+
+def weight_and_bias(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """The parameters of a convolution; zeros for a bias that is not there."""
+    bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
+    return layer.weight, bias

@@ -1,0 +1,194 @@
+"""A convolution with its activation as one op on the CPU: ``convolution``."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from convolution_problems import ConvolutionProblem
+from error_rule import check_forward
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mobilevit_kernels import _C, ops
+
+pytestmark = pytest.mark.usefixtures("restored_threads")
+needs_avx512 = pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="bfloat16 products need AVX-512")
+
+# Of the map, channels of the output, side of the kernel, options.
+CASES: list[tuple[tuple[int, ...], int, int, dict[str, Any]]] = [
+    ((1, 96, 32, 32), 96, 3, {"padding": 1}),
+    ((2, 3, 64, 62), 16, 3, {"padding": 1, "stride": 2}),
+    ((1, 200, 8, 8), 100, 3, {"padding": 1, "silu": False}),
+    ((3, 24, 7, 9), 37, 1, {}),
+    ((3, 25, 7, 9), 37, 1, {"silu": False, "stride": 2}),
+    ((1, 17, 12, 10), 20, 3, {"padding": 4, "dilation": 4}),
+    ((2, 4, 6, 5), 8, 2, {"stride": 2}),
+    ((1, 5, 4, 3), 1, 3, {}),
+    ((1, 1, 1, 1), 1, 5, {"padding": 2}),
+    ((1, 16, 200, 200), 16, 3, {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("size", "out", "kernel", "options"), CASES, ids=str)
+def test_error_rule(
+    size: tuple[int, ...], out: int, kernel: int, options: dict[str, Any], dtype: torch.dtype, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    check_forward(ConvolutionProblem.random(size, out, kernel, dtype, **options))
+
+
+@needs_avx512
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("size", "out", "kernel", "options"), CASES, ids=str)
+def test_error_rule_with_products_in_bfloat16(
+    size: tuple[int, ...], out: int, kernel: int, options: dict[str, Any], threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    problem = ConvolutionProblem.random(size, out, kernel, torch.bfloat16, **options)
+    check_forward(replace(problem, products=torch.bfloat16))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape(data: st.DataObject) -> None:
+    draw = data.draw
+    kernel, dilation = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    padding = draw(st.integers(dilation * (kernel - 1), dilation * (kernel - 1) + 2))
+    channels, out, stride = draw(st.integers(1, 40)), draw(st.integers(1, 70)), draw(st.integers(1, 3))
+    size = (draw(st.integers(0, 3)), channels, draw(st.integers(1, 20)), draw(st.integers(1, 20)))
+    torch.set_num_threads(draw(st.integers(1, 4)))
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "silu": draw(st.booleans())}
+    problem = ConvolutionProblem.random(size, out, kernel, **options)
+    torch.testing.assert_close(problem.fused(), problem.reference(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_repeats_bit_for_bit(threads: int) -> None:
+    torch.set_num_threads(threads)
+    problem = ConvolutionProblem.random((3, 24, 17, 12), 48, 3, padding=1)
+    assert torch.equal(problem.fused(), problem.fused())
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_threads_change_nothing(kernel: int) -> None:
+    problem = ConvolutionProblem.random((2, 24, 31, 32), 96, kernel)
+    outs = []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        outs.append(problem.fused())
+    assert all(torch.equal(out, outs[0]) for out in outs[1:])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_strides_and_memory(kernel: int) -> None:
+    problem = ConvolutionProblem.random((2, 20, 6, 4), 24, kernel)
+    x, packed, *others = problem.arguments()
+    expected, kept = problem.fused(), packed.clone()
+    wide = torch.full((2, 24, 8, 9), torch.nan).contiguous(memory_format=torch.channels_last)
+    wide[:, 2:22, 1:7, 3:7] = x
+    for view in (x.contiguous(), wide[:, 2:22, 1:7, 3:7], x.transpose(2, 3).contiguous().transpose(2, 3)):
+        before = view.clone()
+        out = ops.convolution(view, packed, *others)
+        assert torch.equal(out, expected)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(view, before)
+    assert torch.equal(packed, kept)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_non_finite_pixels_stay_in_their_window(value: float) -> None:
+    problem = ConvolutionProblem.random((2, 20, 8, 8), 24, 3, padding=1)
+    x = problem.tensors[0].clone()
+    x[1, 3, 4, 2] = value
+    out = replace(problem, tensors=(x, *problem.tensors[1:])).fused()
+    window = torch.zeros(out.shape, dtype=torch.bool)
+    window[1, :, 3:6, 1:4] = True
+    assert torch.equal(out[~window], problem.fused()[~window])
+    if value != value:
+        assert torch.isnan(out[window]).all()
+
+
+def test_large_values_do_not_overflow_in_the_activation() -> None:
+    problem = ConvolutionProblem.random((1, 16, 8, 8), 32, 1)
+    large = problem.map_tensors(lambda tensor: 300 * tensor)
+    truth = large.map_tensors(Tensor.double).reference()
+    torch.testing.assert_close(large.fused().double(), truth, rtol=0, atol=1e-6 * truth.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_opcheck_and_compile(kernel: int, dtype: torch.dtype) -> None:
+    x, *others = ConvolutionProblem.random((2, 20, 6, 5), 24, kernel, dtype, stride=2).arguments()
+    overload = torch.ops.mobilevit.convolution.default
+    torch.library.opcheck(overload, (x, *others))
+    compiled = torch.compile(
+        lambda x: overload(x, *others) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    with torch.no_grad():
+        assert torch.equal(compiled(x), overload(x, *others) + 1)
+
+
+def test_autocast_casts_the_map() -> None:
+    x, *others = ConvolutionProblem.random((2, 20, 4, 4), 24, 3).arguments()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.convolution(x, *others)
+    assert torch.equal(out, ops.convolution(x.bfloat16(), *others))
+
+
+def test_a_gradient_is_refused() -> None:
+    x, *others = ConvolutionProblem.random((2, 20, 4, 4), 24, 3).arguments()
+    with pytest.raises(RuntimeError, match="mobilevit::convolution is for inference and has no gradient"):
+        ops.convolution(x.requires_grad_(), *others)
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["kernel", "fake"])
+def test_bad_input(fake: bool) -> None:
+    x, packed, *_ = ConvolutionProblem.random((2, 20, 4, 4), 24, 3).arguments()
+    if fake:
+        x, packed = x.to("meta"), packed.to("meta")
+    run = ops.convolution
+    with pytest.raises(ValueError, match=r"^x: expected 4 dimensions \[B, C, H, W\], got 3"):
+        run(x[0], packed, 24, 3)
+    with pytest.raises(TypeError, match=r"^x: expected float32, bfloat16 or float16, got torch.float64"):
+        run(x.double(), packed, 24, 3)
+    with pytest.raises(
+        TypeError, match=r"^packed: expected torch.float32 or torch.bfloat16, got torch.int32"
+    ):
+        run(x, packed.int(), 24, 3)
+    with pytest.raises(
+        ValueError, match=rf"^packed: expected {packed.numel()} elements for 20 channels, 24 of"
+    ):
+        run(x, packed[:-1], 24, 3)
+    with pytest.raises(ValueError, match=r"^stride: expected a positive int, got 0"):
+        run(x, packed, 24, 3, stride=0)
+    with pytest.raises(ValueError, match=r"^dilation: expected a positive int, got -1"):
+        run(x, packed, 24, 3, dilation=-1)
+    with pytest.raises(ValueError, match=r"^padding: expected 0 or more, got -1"):
+        run(x, packed, 24, 3, padding=-1)
+    with pytest.raises(
+        ValueError, match=r"^x: expected a padded map of at least 5 x 5 pixels, which the kernel"
+    ):
+        run(x, packed, 24, 3, dilation=2)
+
+
+LOWER_ISA = """
+import torch
+from convolution_problems import ConvolutionProblem
+torch.manual_seed(0)
+for kernel in (1, 3):
+    problem = ConvolutionProblem.random((2, 20, 9, 22), 44, kernel)
+    torch.testing.assert_close(problem.fused(), problem.reference(), rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_lower_instruction_sets(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBILEVIT_CPU_CAPABILITY", capability)
+    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
+    subprocess.run([sys.executable, "-c", LOWER_ISA], check=True)
