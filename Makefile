@@ -82,13 +82,14 @@ SANITIZED = LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 MOBILEVIT_TESTED_PACKAGE=$(ASAN_BUILD)/package \
 	$(PYTEST) -o pythonpath="$(ASAN_BUILD)/package . tests/support" -m "not slow" --ignore tests/ops/test_compile_export.py
 LOWER_CAPABILITIES = $(if $(filter x86_64,$(shell uname -m)),avx2 default)
+CAPABILITY_TESTS := tests/ops/accuracy $(addprefix tests/ops/test_,convolution.py depthwise_convolution.py edge_shapes.py \
+	inverted_residual.py strides.py transformers.py)
 test-asan: venv ## tests of the CPU kernels, built with the address and undefined-behaviour sanitizers
 	CMAKE_ARGS=-DMOBILEVIT_SANITIZE=ON $(BIN)/python setup.py --quiet build \
 		--build-base $(ASAN_BUILD)/objects --build-lib $(ASAN_BUILD)/package
 	$(SANITIZED) $(if $(ARGS),$(ARGS),tests/ops)
 	$(if $(ARGS),,for capability in $(LOWER_CAPABILITIES); do \
-		MOBILEVIT_CPU_CAPABILITY=$$capability $(SANITIZED) $(addprefix tests/ops/,accuracy test_convolution.py test_edge_shapes.py \
-			test_inverted_residual.py test_strides.py test_transformers.py); done)
+		MOBILEVIT_CPU_CAPABILITY=$$capability $(SANITIZED) $(CAPABILITY_TESTS); done)
 
 test-all: venv ## every test, but for the interpreted cases marked slow
 	$(PYTEST) $(ARGS)

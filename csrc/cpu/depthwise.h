@@ -1,4 +1,4 @@
-// 3x3 depthwise convolution of single rows of a map, with SiLU at its end.
+// 3x3 depthwise convolution of single rows of a map, with or without SiLU at its end.
 #pragma once
 
 #include "cpu/linear.h"
@@ -6,6 +6,13 @@
 #include <algorithm>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
+
+// A row of `channels` values: whole cache lines, of a number that does not fall into the same few cache sets.
+template <typename A>
+int64_t padded_pixel(int64_t channels) {
+  constexpr int64_t kLine = 64 / sizeof(A);
+  return round_up(channels, kLine) + kLine;
+}
 
 // Widths in pixels. Padding is as wide as the dilation, on all sides.
 struct DepthwiseShape {
@@ -18,9 +25,9 @@ struct DepthwiseWeights {
   int64_t tap_stride;
 };
 
-// out[x, c] = silu(bias[c] + sum_{i,j} taps[3 i + j, c] * rows[i][x * stride + (j - 1) * dilation, c]). Vectors of
-// channels are the outer loop: their taps stay in registers for a whole row.
-template <typename W>
+// out[x, c] = activation(bias[c] + sum_{i,j} taps[3 i + j, c] * rows[i][x * stride + (j - 1) * dilation, c]). Vectors
+// of channels are the outer loop: their taps stay in registers for a whole row.
+template <typename W, bool kSilu>
 class DepthwiseRow {
  public:
   // rows [width, row_stride], padded with zeros to whole vectors of channels; out [out_width, out_stride].
@@ -54,7 +61,7 @@ class DepthwiseRow {
     return Vec<float>::loadu(weights_.taps + index * weights_.tap_stride + c);
   }
   void store(int64_t c, int64_t x, const Vec<float>& sum) const {
-    store_as(silu(sum), out_ + x * out_stride_ + c, std::min(kLanes, shape_.channels - c));
+    store_as(kSilu ? silu(sum) : sum, out_ + x * out_stride_ + c, std::min(kLanes, shape_.channels - c));
   }
 
   // Outputs from x on, kCount at a time, none of which looks past a side; returns the first that is left.

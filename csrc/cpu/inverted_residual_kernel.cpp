@@ -16,13 +16,6 @@ namespace {
 constexpr int64_t kBlockPixels = 96;          // of the output, that go through the last product at once
 constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
 
-// A row of `channels` values: whole cache lines, of a number that does not fall into the same few cache sets.
-template <typename A>
-int64_t padded_pixel(int64_t channels) {
-  constexpr int64_t kLine = 64 / sizeof(A);
-  return round_up(channels, kLine) + kLine;
-}
-
 template <typename T, typename W>
 class Block {
  public:
@@ -113,7 +106,7 @@ class Block {
     const float* const rows[3] = {
         expanded(center - shape_.dilation), expanded(center), expanded(center + shape_.dilation)};
     W* out = filtered_ + index * row_shape_.out_width * filtered_stride_;
-    DepthwiseRow<W>(row_shape_, row_weights_, rows, hidden_stride_, out, filtered_stride_).run();
+    DepthwiseRow<W, true>(row_shape_, row_weights_, rows, hidden_stride_, out, filtered_stride_).run();
   }
 
   void project(int64_t row, int64_t count) {

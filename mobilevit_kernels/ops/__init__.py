@@ -5,6 +5,7 @@ from mobilevit_kernels import _extension
 _extension.load()
 
 from mobilevit_kernels.ops.convolution import convolution  # noqa: E402
+from mobilevit_kernels.ops.depthwise_convolution import depthwise_convolution  # noqa: E402
 from mobilevit_kernels.ops.inverted_residual import inverted_residual  # noqa: E402
 from mobilevit_kernels.ops.separable_attn import separable_attn  # noqa: E402
 from mobilevit_kernels.ops.separable_transformer import separable_transformer  # noqa: E402
@@ -15,6 +16,7 @@ from mobilevit_kernels.ops.unfold_attn_fold import unfold_attn_fold  # noqa: E40
 
 __all__ = [
     "convolution",
+    "depthwise_convolution",
     "inverted_residual",
     "separable_attn",
     "separable_transformer",

@@ -96,10 +96,15 @@ def pack_inverted_residual(
         Vector of that dtype for :func:`mobilevit_kernels.ops.inverted_residual`.
     """
     expand, project = (_wide(weight).flatten(1) for weight in (expand_weight, project_weight))
-    taps = _wide(depthwise_weight).flatten(1).T  # [9, hidden]
-    pieces = [_panels(expand, dtype), _vector(_wide(expand_bias), dtype)]
-    pieces += [_vector(tap, dtype) for tap in (*taps, _wide(depthwise_bias))]
-    return torch.cat([*pieces, _panels(project, dtype), _vector(_wide(project_bias), dtype)])
+    return torch.cat(
+        [
+            _panels(expand, dtype),
+            _vector(_wide(expand_bias), dtype),
+            _taps(depthwise_weight, depthwise_bias, dtype),
+            _panels(project, dtype),
+            _vector(_wide(project_bias), dtype),
+        ]
+    )
 
 
 def pack_convolution(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -118,6 +123,24 @@ def pack_convolution(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.fl
     return torch.cat([_panels(padded.flatten(1), dtype), _vector(_wide(bias), dtype)])
 
 
+def pack_depthwise_convolution(weight: Tensor, bias: Tensor) -> Tensor:
+    """Packs a 3x3 depthwise convolution, in float32.
+
+    Args:
+        weight: ``[C, 1, 3, 3]``.
+        bias: ``[C]``.
+
+    Returns:
+        Vector for :func:`mobilevit_kernels.ops.depthwise_convolution`.
+    """
+    return _taps(weight, bias, torch.float32)
+
+
+def depthwise_convolution_size(channels: int, dtype: torch.dtype = torch.float32) -> int:
+    """Elements that the packed parameters of a 3x3 depthwise convolution have, in a vector of ``dtype``."""
+    return 10 * _vector_size(channels, dtype)
+
+
 def convolution_size(
     channels: int, out_channels: int, kernel_size: int, dtype: torch.dtype = torch.float32
 ) -> int:
@@ -129,7 +152,7 @@ def inverted_residual_size(
     channels: int, hidden_dim: int, out_channels: int, dtype: torch.dtype = torch.float32
 ) -> int:
     """Elements that the packed parameters of an inverted residual block have."""
-    taps = 10 * _vector_size(hidden_dim, dtype)
+    taps = depthwise_convolution_size(hidden_dim, dtype)
     return _linear_size(hidden_dim, channels, dtype) + taps + _linear_size(out_channels, hidden_dim, dtype)
 
 
@@ -177,6 +200,11 @@ def _after_norm(norm: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor]) -> t
 
 def _vector(values: Tensor, dtype: torch.dtype) -> Tensor:
     return F.pad(values, (0, -values.shape[0] % PANEL)).to(torch.float32).view(dtype)
+
+
+def _taps(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[C, 1, 3, 3]`` -> nine vectors of C, flattened, and the bias."""
+    return torch.cat([_vector(row, dtype) for row in (*_wide(weight).flatten(1).T, _wide(bias))])
 
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,7 @@
 """The plain PyTorch definition of every op: readable, differentiable, and the truth that kernels are tested against."""
 
 from mobilevit_kernels.reference.convolution import convolution
+from mobilevit_kernels.reference.depthwise_convolution import depthwise_convolution
 from mobilevit_kernels.reference.inverted_residual import inverted_residual
 from mobilevit_kernels.reference.separable_attn import separable_attn
 from mobilevit_kernels.reference.separable_transformer_layer import separable_transformer_layer
@@ -10,6 +11,7 @@ from mobilevit_kernels.reference.unfold_attn_fold import unfold_attn_fold
 
 __all__ = [
     "convolution",
+    "depthwise_convolution",
     "fold",
     "inverted_residual",
     "separable_attn",

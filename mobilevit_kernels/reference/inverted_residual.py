@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobilevit_kernels.reference.depthwise_convolution import depthwise_convolution
+
 
 def inverted_residual(
     x: Tensor,
@@ -31,9 +33,6 @@ def inverted_residual(
         ``[B, C_out, ceil(H / stride), ceil(W / stride)]``.
     """
     hidden = F.silu(F.conv2d(x, expand_weight, expand_bias))
-    channels = depthwise_weight.shape[0]
-    filtered = F.conv2d(
-        hidden, depthwise_weight, depthwise_bias, stride, padding=dilation, dilation=dilation, groups=channels
-    )
-    out = F.conv2d(F.silu(filtered), project_weight, project_bias)
+    filtered = depthwise_convolution(hidden, depthwise_weight, depthwise_bias, stride, dilation, silu=True)
+    out = F.conv2d(filtered, project_weight, project_bias)
     return x + out if residual else out

@@ -25,9 +25,9 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     op on packed weights runs the transformer of a MobileViT block (:func:`mobilevit_kernels.ops.transformer`,
     :func:`mobilevit_kernels.ops.separable_transformer`), an inverted residual block
     (:func:`mobilevit_kernels.ops.inverted_residual`), or any other convolution with its activation
-    (:func:`mobilevit_kernels.ops.convolution`). It has the class, the attributes and the outputs of the model, takes
-    any image size and batch, may be called from several threads at once, and can be pickled. Its ``state_dict`` fits
-    a copy that was optimised from the same architecture.
+    (:func:`mobilevit_kernels.ops.convolution`, :func:`mobilevit_kernels.ops.depthwise_convolution`). It has the class,
+    the attributes and the outputs of the model, takes any image size and batch, may be called from several threads at
+    once, and can be pickled. Its ``state_dict`` fits a copy that was optimised from the same architecture.
 
     Args:
         model: a MobileViT of this package, of timm or of transformers (accelerated or not), on the CPU in float32;

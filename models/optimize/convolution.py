@@ -1,13 +1,19 @@
-"""Runs every dense convolution of ours, timm's and transformers' layers, with its activation, as one op."""
+"""Runs every convolution of ours, timm's and transformers' layers, dense or depthwise, with its SiLU as one op."""
 
 import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.optimize.folding import LAYERS, qualified_name
 from mobilevit_kernels.models.optimize.layers import BLOCKS
-from mobilevit_kernels.models.optimize.predicates import convolution_of, is_observed, weight_and_bias
+from mobilevit_kernels.models.optimize.predicates import (
+    convolution_of,
+    is_depthwise,
+    is_observed,
+    weight_and_bias,
+)
 from mobilevit_kernels.ops.convolution import convolution
-from mobilevit_kernels.ops.packing import pack_convolution
+from mobilevit_kernels.ops.depthwise_convolution import depthwise_convolution
+from mobilevit_kernels.ops.packing import pack_convolution, pack_depthwise_convolution
 
 
 class FusedConvolution(nn.Module):
@@ -39,10 +45,35 @@ class FusedConvolution(nn.Module):
         return f"{sizes}, padding={self.padding}, dilation={self.dilation}, silu={self.silu}"
 
 
-def fuse_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:
-    """Replaces every layer of a dense convolution and a SiLU, and a MobileViT block's bare ones, by one op, in place.
+class FusedDepthwiseConvolution(nn.Module):
+    """Depthwise convolution and SiLU as one op (:func:`mobilevit_kernels.ops.depthwise_convolution`).
 
-    A layer with a norm that is not folded, another activation, groups, a kernel that is not square, or hooks stays.
+    Args:
+        conv: a 3x3 depthwise convolution, the norm after it folded into it.
+        silu: activates the result.
+    """
+
+    packed: Tensor
+
+    def __init__(self, conv: nn.Conv2d, silu: bool) -> None:
+        super().__init__()
+        self.stride, self.dilation, self.silu = conv.stride[0], conv.dilation[0], silu
+        self.register_buffer("packed", pack_depthwise_convolution(*weight_and_bias(conv)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> ``[B, C, ceil(H / stride), ceil(W / stride)]``."""
+        return depthwise_convolution(x, self.packed, self.stride, self.dilation, self.silu)
+
+    def extra_repr(self) -> str:
+        """Shows the options in ``print(model)``."""
+        return f"stride={self.stride}, dilation={self.dilation}, silu={self.silu}"
+
+
+def fuse_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:
+    """Replaces every layer of a convolution and a SiLU, and a MobileViT block's bare ones, by one op, in place.
+
+    A layer with a norm that is not folded, another activation, groups of several channels, a kernel that is not square,
+    or hooks stays.
 
     Args:
         model: in evaluation mode, BatchNorms folded.
@@ -74,9 +105,11 @@ def fuse(layer: nn.Module, dtype: torch.dtype = torch.float32, bare: bool = Fals
     if not known or any(is_observed(module) for module in layer.modules()):
         return None
     found = convolution_of(layer)
-    if found is None or not _is_dense_and_square(found[0]):
+    if found is None:
         return None
-    return FusedConvolution(*found, dtype)
+    if is_depthwise(found[0]):
+        return FusedDepthwiseConvolution(*found)
+    return FusedConvolution(*found, dtype) if _is_dense_and_square(found[0]) else None
 
 
 def _is_dense_and_square(conv: nn.Conv2d) -> bool:

@@ -10,6 +10,7 @@ from mobilevit_kernels.models.optimize.folding import qualified_name
 from mobilevit_kernels.models.optimize.predicates import (
     convolution_of,
     does_nothing,
+    is_depthwise,
     is_observed,
     leaves,
     weight_and_bias,
@@ -124,7 +125,7 @@ def fuse(block: nn.Module, dtype: torch.dtype = torch.float32) -> FusedInvertedR
     inside = {module for layer in layers for module in layer.modules()}
     if any(module not in inside and not does_nothing(module) for module in leaves(block)):
         return None
-    if not (_is_pointwise(expand) and _is_pointwise(project) and _is_depthwise(depthwise)):
+    if not (_is_pointwise(expand) and _is_pointwise(project) and is_depthwise(depthwise)):
         return None
     return FusedInvertedResidual(expand, depthwise, project, residual, dtype)
 
@@ -132,10 +133,3 @@ def fuse(block: nn.Module, dtype: torch.dtype = torch.float32) -> FusedInvertedR
 def _is_pointwise(conv: nn.Conv2d) -> bool:
     sizes = (conv.kernel_size, conv.stride, conv.padding, conv.groups)
     return sizes == ((1, 1), (1, 1), (0, 0), 1)
-
-
-def _is_depthwise(conv: nn.Conv2d) -> bool:
-    square = conv.stride[0] == conv.stride[1] and conv.dilation[0] == conv.dilation[1]
-    padded = conv.padding == conv.dilation and conv.padding_mode == "zeros"
-    grouped = conv.groups == conv.in_channels == conv.out_channels
-    return conv.kernel_size == (3, 3) and square and padded and grouped

@@ -38,3 +38,11 @@ def weight_and_bias(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """The parameters of a convolution; zeros for a bias that is not there."""
     bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
     return layer.weight, bias
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is 3x3, one channel at a time, padded as wide as its dilation, alike on both axes."""
+    square = conv.stride[0] == conv.stride[1] and conv.dilation[0] == conv.dilation[1]
+    padded = conv.padding == conv.dilation and conv.padding_mode == "zeros"
+    grouped = conv.groups == conv.in_channels == conv.out_channels
+    return conv.kernel_size == (3, 3) and square and padded and grouped

@@ -14,6 +14,7 @@ HALF = "relu(value) * context is rounded to float16 for the second product, as p
 THREADS = "the interpreter is not thread-safe"
 NOT_INTERPRETED = {
     "test_convolution.py": "it is about the compiled kernels",
+    "test_depthwise_convolution.py": "it is about the compiled kernels",
     "test_cpu_capability.py": "it is about the compiled kernels",
     "test_inverted_residual.py": "it is about the compiled kernels",
     "test_sweeps.py": "it is about the compiled kernels",

@@ -1,0 +1,128 @@
+"""Which convolutional layers ``optimize_for_inference`` runs as one op, and which it leaves as they are."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from foreign_models import BUILDERS, V1_CONFIG, build_model, logits_of, randomize
+from torch import Tensor, nn
+
+from mobilevit_kernels import optimize_for_inference
+from mobilevit_kernels.models import create_model
+from mobilevit_kernels.models.optimize.inverted_residual import FusedInvertedResidual
+
+OURS = ("mobilevit_xxs", "mobilevitv2_050", "mobilevitv3_xxs", "mobilevitv3_050")
+BLOCKS = ("InvertedResidual", "BottleneckBlock", "MobileViTInvertedResidual", "MobileViTV2InvertedResidual")
+
+
+def of_class(model: nn.Module, *names: str) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def images() -> Tensor:
+    return torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(1))
+
+
+def check_outputs(optimized: nn.Module, model: nn.Module) -> None:
+    with torch.inference_mode():
+        actual, expected = logits_of(optimized, images()), logits_of(model, images())
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", [*OURS, *(name for name in BUILDERS if "segmentation" not in name)])
+def test_every_convolution_is_part_of_an_op(name: str) -> None:
+    model = randomize(create_model(name, num_classes=5)).eval() if name in OURS else build_model(name)
+    optimized = optimize_for_inference(model)
+    assert not of_class(optimized, "Conv2d", "BatchNorm2d", *BLOCKS)
+    assert len(of_class(optimized, "FusedInvertedResidual")) == len(of_class(model, *BLOCKS)) > 0
+    assert of_class(optimized, "FusedConvolution")
+    check_outputs(optimized, model)
+
+
+def test_dilated_blocks_of_segmentation() -> None:
+    config = transformers.MobileViTConfig(**{**V1_CONFIG, "output_stride": 8})
+    model = randomize(transformers.MobileViTForSemanticSegmentation(config)).eval()
+    optimized = optimize_for_inference(model)
+    blocks = [module for module in optimized.modules() if isinstance(module, FusedInvertedResidual)]
+    assert len(blocks) == len(of_class(model, *BLOCKS))
+    assert {block.dilation for block in blocks} >= {1, 2}
+    check_outputs(optimized, model)
+
+
+def watch(block: nn.Module) -> None:
+    block.conv1_1x1.register_forward_hook(lambda *_: None)
+
+
+def use_another_activation(block: nn.Module) -> None:
+    block.conv1_1x1.act = nn.ReLU()
+
+
+def leave_an_activation_out(block: nn.Module) -> None:
+    block.conv2_kxk.act = nn.Identity()
+
+
+def activate_the_result(block: nn.Module) -> None:
+    block.conv3_1x1.act = nn.SiLU()
+
+
+def use_another_kernel(block: nn.Module) -> None:
+    conv = block.conv2_kxk.conv
+    channels = conv.in_channels
+    block.conv2_kxk.conv = nn.Conv2d(channels, channels, 5, conv.stride, 2, groups=channels, bias=False)
+
+
+def use_groups(block: nn.Module) -> None:
+    conv = block.conv1_1x1.conv
+    block.conv1_1x1.conv = nn.Conv2d(conv.in_channels, conv.out_channels, 1, groups=2, bias=False)
+
+
+def use_other_padding(block: nn.Module) -> None:
+    block.conv2_kxk.conv.padding_mode = "circular"
+
+
+def add_a_layer(block: nn.Module) -> None:
+    block.extra = nn.ReLU()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        watch,
+        use_another_activation,
+        leave_an_activation_out,
+        activate_the_result,
+        use_another_kernel,
+        use_groups,
+        use_other_padding,
+        add_a_layer,
+    ],
+)
+def test_another_block_stays_a_block(change: Callable[[nn.Module], None]) -> None:
+    model = randomize(create_model("mobilevit_xxs", num_classes=5)).eval()
+    change(model.stages[1][1])
+    optimized = optimize_for_inference(model)
+    assert len(of_class(optimized, "InvertedResidual")) == 1
+    check_outputs(optimized, model)
+
+
+def test_a_layer_that_is_watched_keeps_running() -> None:
+    model = randomize(create_model("mobilevit_xxs", num_classes=5)).eval()
+    seen = []
+    model.stem.register_forward_hook(lambda *_: seen.append(True))
+    optimized = optimize_for_inference(model)
+    check_outputs(optimized, model)
+    assert len(seen) == 2  # once in the copy, once in the model
+    assert type(optimized.stem).__name__ == "ConvNormAct"
+
+
+def test_what_is_fused_can_be_seen() -> None:
+    shown = repr(optimize_for_inference(create_model("mobilevitv2_050")))
+    assert (
+        "FusedInvertedResidual(hidden_dim=32, out_channels=32, stride=1, dilation=1, residual=False)" in shown
+    )
+    assert (
+        "FusedConvolution(out_channels=16, kernel_size=3, stride=2, padding=1, dilation=1, silu=True)"
+        in shown
+    )
+    assert "FusedDepthwiseConvolution(stride=1, dilation=1, silu=True)" in shown
