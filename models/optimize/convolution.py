@@ -93,7 +93,9 @@ def fuse_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> i
     return fused
 
 
-def fuse(layer: nn.Module, dtype: torch.dtype = torch.float32, bare: bool = False) -> FusedConvolution | None:
+def fuse(
+    layer: nn.Module, dtype: torch.dtype = torch.float32, bare: bool = False
+) -> FusedConvolution | FusedDepthwiseConvolution | None:
     """One module that computes what ``layer`` computes, or None.
 
     Args:

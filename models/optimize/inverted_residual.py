@@ -42,8 +42,8 @@ class FusedInvertedResidual(nn.Module):
         self.hidden_dim, self.out_channels = expand.out_channels, project.out_channels
         self.stride, self.dilation = depthwise.stride[0], depthwise.dilation[0]
         self.residual = residual
-        parameters = [part for conv in (expand, depthwise, project) for part in weight_and_bias(conv)]
-        self.register_buffer("packed", pack_inverted_residual(*parameters, dtype=dtype))
+        first, second, third = (weight_and_bias(conv) for conv in (expand, depthwise, project))
+        self.register_buffer("packed", pack_inverted_residual(*first, *second, *third, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C_out, ceil(H / stride), ceil(W / stride)]``."""
