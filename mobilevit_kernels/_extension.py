@@ -1,6 +1,8 @@
 """Loads the compiled module, which registers the ``mobilevit`` operators with torch."""
 
 import importlib
+import os
+from types import ModuleType
 
 import torch
 
@@ -25,4 +27,12 @@ def load() -> None:
             f"mobilevit_kernels was built for torch {built_for} but torch {torch.__version__} is loaded; "
             f"rebuild it with: {_REBUILD}"
         )
-    importlib.import_module("mobilevit_kernels._C")
+    native = importlib.import_module("mobilevit_kernels._C")
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _after_fork(native))
+
+
+def _after_fork(native: ModuleType) -> None:
+    """Goes on with one thread where the parent's are lost: OpenMP would wait for them forever."""
+    if native.threads_used():
+        torch.set_num_threads(1)

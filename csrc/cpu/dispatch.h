@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/capability.h"
+#include "cpu/threads.h"
 
 #include <c10/core/ScalarType.h>
 #include <c10/util/BFloat16.h>
@@ -15,6 +16,7 @@
   namespace AVX2 { void name(const Arguments&); }                 \
   namespace AVX512 { void name(const Arguments&); }               \
   inline void run_##name(const Arguments& arguments) {            \
+    note_threads();                                               \
     switch (capability()) {                                       \
       case Capability::kAvx512: return AVX512::name(arguments);   \
       case Capability::kAvx2: return AVX2::name(arguments);       \
@@ -22,9 +24,12 @@
     }                                                             \
   }
 #else
-#define MOBILEVIT_DECLARE_KERNEL(name, Arguments)    \
-  namespace DEFAULT { void name(const Arguments&); } \
-  inline void run_##name(const Arguments& arguments) { DEFAULT::name(arguments); }
+#define MOBILEVIT_DECLARE_KERNEL(name, Arguments)      \
+  namespace DEFAULT { void name(const Arguments&); }   \
+  inline void run_##name(const Arguments& arguments) { \
+    note_threads();                                    \
+    DEFAULT::name(arguments);                          \
+  }
 #endif
 
 namespace mobilevit::cpu {

@@ -49,6 +49,7 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
             f"optimize_for_inference(dtype): expected torch.float32 or torch.bfloat16, got {dtype}"
         )
     _check_parameters(model)
+    native.note_threads()
     optimized = accelerate(copy.deepcopy(model).eval()).requires_grad_(False)
     fold_batch_norms(optimized)
     in_bfloat16 = dtype == torch.bfloat16 and has_bfloat16_matrix_unit()
