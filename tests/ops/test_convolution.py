@@ -65,7 +65,9 @@ def test_any_shape(data: st.DataObject) -> None:
     torch.set_num_threads(draw(st.integers(1, 4)))
     options = {"stride": stride, "padding": padding, "dilation": dilation, "silu": draw(st.booleans())}
     problem = ConvolutionProblem.random(size, out, kernel, **options)
-    torch.testing.assert_close(problem.fused(), problem.reference(), rtol=1e-4, atol=1e-4)
+    # In float64, which oneDNN does not take: it ends the process where a window covers nothing but padding.
+    truth = problem.map_tensors(Tensor.double).reference().float()
+    torch.testing.assert_close(problem.fused(), truth, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -91,7 +91,10 @@ def test_any_shape(data: st.DataObject) -> None:
     if 0 in size:
         assert problem.fused().shape == (*size[:2], *(-(-side // stride) for side in size[2:]))
     else:
-        torch.testing.assert_close(problem.fused(), problem.reference(), rtol=1e-4, atol=1e-5)
+        truth = (
+            problem.map_tensors(Tensor.double).reference().float()
+        )  # oneDNN takes no windows of padding alone
+        torch.testing.assert_close(problem.fused(), truth, rtol=1e-4, atol=1e-5)
 
 
 def test_threads_and_repeats_change_nothing() -> None:

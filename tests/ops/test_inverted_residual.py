@@ -70,7 +70,10 @@ def test_any_shape(data: st.DataObject) -> None:
         rows, columns = (-(-side // stride) for side in size[2:])
         assert problem.fused().shape == (size[0], out, rows, columns)
     else:
-        torch.testing.assert_close(problem.fused(), problem.reference(), rtol=1e-4, atol=1e-4)
+        truth = (
+            problem.map_tensors(Tensor.double).reference().float()
+        )  # oneDNN takes no windows of padding alone
+        torch.testing.assert_close(problem.fused(), truth, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
