@@ -131,16 +131,7 @@ struct Product {
   Depth pieces = {};
 };
 
-template <int kRows, int kVectors, typename T>
-inline void fill_tile(Vec<T> (&sum)[kRows][kVectors], T value) {
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[m][v] = Vec<T>(value);
-  }
-}
-
-template <int kRows, int kVectors, typename T>
+template <typename T, int kRows, int kVectors>
 inline void add_tile(Vec<T> (&sum)[kRows][kVectors], const Vec<T> (&other)[kRows][kVectors]) {
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -156,9 +147,9 @@ inline void gemm_tile(
   const int64_t b_stride = product.b.row_stride, c_stride = product.c_stride;
   T* c = product.c + row * c_stride + column;
   Vec<T> sum[kRows][kVectors];
-  fill_tile<kRows, kVectors, T>(sum, T(0));
+  fill_tile(sum, T(0));
   [[maybe_unused]] Vec<T> total[kRows][kVectors];
-  if constexpr (Depth::kSeparateSums) fill_tile<kRows, kVectors, T>(total, T(0));
+  if constexpr (Depth::kSeparateSums) fill_tile(total, T(0));
   const StridedMatrix<T>& a = product.a;
   const RowPointers<T, kRows, kAdjacentRows> rows(a.data + row * a.row_stride, a.row_stride);
   const T* b = product.b.at(column);
@@ -177,11 +168,11 @@ inline void gemm_tile(
     }
     if constexpr (Depth::kSeparateSums) {
       if (product.depth < Depth::kLong) continue;
-      add_tile<kRows, kVectors, T>(total, sum);
-      fill_tile<kRows, kVectors, T>(sum, T(0));
+      add_tile(total, sum);
+      fill_tile(sum, T(0));
     }
   }
-  if constexpr (Depth::kSeparateSums) add_tile<kRows, kVectors, T>(sum, total);
+  if constexpr (Depth::kSeparateSums) add_tile(sum, total);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4

@@ -165,6 +165,16 @@ inline void store_as(const Vec<A>& value, T* p, int64_t count = Vec<A>::size()) 
   }
 }
 
+// Every accumulator of a register tile.
+template <typename T, int kRows, int kVectors>
+C10_ALWAYS_INLINE void fill_tile(Vec<T> (&sums)[kRows][kVectors], T value) {
+#pragma GCC unroll 24
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[m][v] = Vec<T>(value);
+  }
+}
+
 // 2**x for scores of softmax: x below 1 (with AVX-512 below 128), or NaN, which stays NaN; relative error below 2**-22
 // in float32.
 template <typename A>

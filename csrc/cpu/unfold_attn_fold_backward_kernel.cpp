@@ -126,8 +126,8 @@ class BackwardPanel {
   C10_NOINLINE void score_tile(int64_t query, A* probabilities, A* grad_scores) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     Vec<A> logits[kRows][kVectors], grads[kRows][kVectors];
-    fill(logits, A(0));
-    fill(grads, A(0));
+    fill_tile(logits, A(0));
+    fill_tile(grads, A(0));
     const Vec<A> factor(score_factor<A>(args_.shape));
     multiply_add<Scalars::kRows>(logits, queries_ + query * stride_, stride_, key_lanes_, kWidth, dim_);
     multiply_add<Scalars::kRows>(grads, grad_outs_ + query * stride_, stride_, value_lanes_, kWidth, dim_);

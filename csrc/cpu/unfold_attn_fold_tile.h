@@ -60,15 +60,6 @@ inline void for_row_blocks(int64_t rows, const Function& function) {
 // How a matrix of scalars lies in memory: element (m, k) at [m * stride + k], or transposed at [k * stride + m].
 enum class Scalars { kRows, kColumns };
 
-template <typename A, int kRows, int kVectors>
-C10_ALWAYS_INLINE void fill(Vec<A> (&sums)[kRows][kVectors], A value) {
-#pragma GCC unroll 24
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[m][v] = Vec<A>(value);
-  }
-}
-
 // The scalars (m, k) for the rows of a tile. Every third row has a pointer of its own, the two after it are reached by
 // index.
 template <typename A, Scalars kLayout, int kRows>
@@ -128,7 +119,7 @@ struct TileProduct {
 template <Scalars kLayout, int kRows, int kVectors, typename A, typename Finished>
 C10_NOINLINE void multiply_tile(const TileProduct<A>& product, int64_t first, const Finished& finished) {
   Vec<A> sums[kRows][kVectors];
-  fill(sums, A(0));
+  fill_tile(sums, A(0));
   const A* scalars = product.scalars + first * (kLayout == Scalars::kRows ? product.scalar_stride : 1);
   multiply_add<kLayout>(sums, scalars, product.scalar_stride, product.b, product.b_stride, product.depth);
   finished(first, sums);

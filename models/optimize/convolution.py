@@ -9,6 +9,7 @@ from mobilevit_kernels.models.optimize.predicates import (
     convolution_of,
     is_depthwise,
     is_observed,
+    replace_children,
     weight_and_bias,
 )
 from mobilevit_kernels.ops.convolution import convolution
@@ -82,15 +83,9 @@ def fuse_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> i
     Returns:
         How many were replaced.
     """
-    fused = 0
-    for parent in list(model.modules()):
-        in_block = qualified_name(parent) in BLOCKS
-        for name, layer in list(parent.named_children()):
-            replacement = fuse(layer, dtype, bare=in_block)
-            if replacement is not None:
-                setattr(parent, name, replacement)
-                fused += 1
-    return fused
+    return replace_children(
+        model, lambda parent, layer: fuse(layer, dtype, bare=qualified_name(parent) in BLOCKS)
+    )
 
 
 def fuse(

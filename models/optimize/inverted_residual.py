@@ -13,6 +13,7 @@ from mobilevit_kernels.models.optimize.predicates import (
     is_depthwise,
     is_observed,
     leaves,
+    replace_children,
     weight_and_bias,
 )
 from mobilevit_kernels.ops.inverted_residual import inverted_residual
@@ -94,14 +95,7 @@ def fuse_inverted_residuals(model: nn.Module, dtype: torch.dtype = torch.float32
     Returns:
         How many were replaced.
     """
-    fused = 0
-    for parent in list(model.modules()):
-        for name, block in list(parent.named_children()):
-            replacement = fuse(block, dtype)
-            if replacement is not None:
-                setattr(parent, name, replacement)
-                fused += 1
-    return fused
+    return replace_children(model, lambda _, block: fuse(block, dtype))
 
 
 def fuse(block: nn.Module, dtype: torch.dtype = torch.float32) -> FusedInvertedResidual | None:

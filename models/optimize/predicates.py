@@ -1,4 +1,6 @@
-"""What the searches for layers to fuse ask of a module in evaluation mode."""
+"""What the searches for layers to fuse ask of a module in evaluation mode, and how they replace it."""
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -46,3 +48,22 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
     padded = conv.padding == conv.dilation and conv.padding_mode == "zeros"
     grouped = conv.groups == conv.in_channels == conv.out_channels
     return conv.kernel_size == (3, 3) and square and padded and grouped
+
+
+def replace_children(
+    model: nn.Module, replacement_of: Callable[[nn.Module, nn.Module], nn.Module | None]
+) -> int:
+    """Replaces modules in place, and returns how many.
+
+    Args:
+        model: the modules inside it are visited, itself is not.
+        replacement_of: takes a parent and one of its children, and returns what takes the child's place, or None.
+    """
+    replaced = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            replacement = replacement_of(parent, child)
+            if replacement is not None:
+                setattr(parent, name, replacement)
+                replaced += 1
+    return replaced
