@@ -4,7 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-slow test-triton test-asan test-all aot lint typecheck format \
-	bench bench-check bench-record bench-compare bench-peers bench-units bench-memory bench-smoke gpu-report wheel clean
+	bench bench-check bench-record bench-compare bench-peers bench-units bench-memory bench-profile \
+	bench-smoke gpu-report wheel clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -140,6 +141,9 @@ bench-units: venv ## multi-head, Linformer and separable attention against the n
 bench-memory: venv ## memory of the ops in training: kept for the backward pass, and the peak
 	$(BIN)/python -m bench.op_memory $(ARGS)
 
+bench-profile: venv ## where the time of optimised models goes, op by op, against the floor of each
+	$(BIN)/python -m bench.inference_profile $(ARGS)
+
 # Without torch.compile, whose every case compiles C++ for half a minute.
 bench-smoke: venv ## every benchmark for a moment, to see that it runs
 	$(BIN)/python -m bench.suite run --smoke
@@ -147,6 +151,7 @@ bench-smoke: venv ## every benchmark for a moment, to see that it runs
 	$(BIN)/python -m bench.compare mixers training --peers onnxruntime openvino --smoke --threads 1 --output build/bench
 	$(BIN)/python -m bench.attention_units --smoke --output build/bench
 	$(BIN)/python -m bench.op_memory --smoke --output build/bench
+	$(BIN)/python -m bench.inference_profile --smoke --output build/bench
 	$(BIN)/mobilevit bench --smoke --peers onnxruntime openvino --output build/bench/cli
 	$(BIN)/python -m bench.gpu.report --device cpu --smoke --output build/bench/gpu
 

@@ -1,0 +1,51 @@
+"""The profile of optimised models: counted operations are those that torch counts, and every op is listed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from block_problems import BlockProblem
+from convolution_problems import ConvolutionProblem
+from torch.utils.flop_counter import FlopCounterMode
+from transformer_problems import TransformerProblem
+
+from bench import inference_profile
+
+PROBLEMS = {
+    "mobilevit.convolution": ConvolutionProblem.random((2, 12, 8, 6), 20, 3, padding=1, stride=2),
+    "mobilevit.inverted_residual": BlockProblem.random((2, 12, 8, 6), 40, 20, stride=2),
+    "mobilevit.transformer": TransformerProblem.random("transformer", (2, 24, 8, 6)),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_operations_are_those_that_torch_counts(name: str) -> None:
+    problem = PROBLEMS[name]
+    with FlopCounterMode(display=False) as counter:
+        problem.reference()
+    assert inference_profile.FLOPS[name](*problem.arguments()) == counter.get_total_flops()
+
+
+def test_profile_lists_every_op(tmp_path: Path) -> None:
+    arguments = ["--smoke", "--models", "mobilevitv2_050", "--output", str(tmp_path)]
+    assert inference_profile.main(arguments) == 0
+    lines = (tmp_path / "inference_profile.md").read_text().splitlines()
+    ops = [line for line in lines if line.startswith("| `mobilevit.") and " x " in line]
+    kinds = ("separable_transformer", "inverted_residual", "depthwise_convolution", "convolution")
+    assert [sum(f"mobilevit.{kind}`" in op for op in ops) for kind in kinds] == [3, 6, 3, 7]
+    assert any(line.startswith("| whole model") for line in lines)
+
+
+def test_floor_is_the_slower_of_arithmetic_and_memory() -> None:
+    ops = [["a", "1", 100.0, 8, 2.0], ["b", "1", 10.0, 40, 4.0]]
+    lines = inference_profile.table(ops, total_s=7.0, matrix_rate=100.0, copy_rate=10.0)
+    assert "| `a` | 1 | 2000.000 | 1000.000 | 50% |" in lines
+    assert "| `b` | 1 | 4000.000 | 4000.000 | 100% |" in lines
+    assert "| between ops |  | 1000.000 | 0.000 |  |" in lines
+
+
+def test_kernels_of_torch_count_their_bytes() -> None:
+    with inference_profile.Recorder() as recorder:
+        torch.ones(4, 4).t() + 1
+    assert [call[0] for call in recorder.calls] == ["aten.ones", "aten.add"]
+    assert recorder.calls[1][3] == 2 * 4 * 4 * 4
