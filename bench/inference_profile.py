@@ -21,11 +21,10 @@ from mobilevit_kernels import optimize_for_inference
 from mobilevit_kernels.benchmark.cases import IMAGE_SIDE, SMOKE_IMAGE_SIDE
 from mobilevit_kernels.benchmark.environment import describe_environment
 from mobilevit_kernels.benchmark.networks import make_networks
-from mobilevit_kernels.benchmark.timing import num_threads
+from mobilevit_kernels.benchmark.timing import matrix_rate, num_threads
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("mobilevit_s", "mobilevitv2_100")
-_MATRIX_SIDE = 2048
 _COPY_BYTES = 256 << 20
 
 
@@ -117,13 +116,11 @@ def shortest(function: Callable[[], object], rounds: int) -> float:
     return best
 
 
-def rates(rounds: int) -> tuple[float, float]:
-    """Operations per second of a large matrix product, and bytes per second (read and written) of a large copy."""
-    a, b = torch.rand(_MATRIX_SIDE, _MATRIX_SIDE), torch.rand(_MATRIX_SIDE, _MATRIX_SIDE)
+def copy_rate(rounds: int) -> float:
+    """Bytes per second, read and written, of a large copy."""
     source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
     target = torch.zeros_like(source)
-    product_s, copy_s = shortest(lambda: a @ b, rounds), shortest(lambda: target.copy_(source), rounds)
-    return 2 * _MATRIX_SIDE**3 / product_s, 2 * _COPY_BYTES / copy_s
+    return 2 * _COPY_BYTES / shortest(lambda: target.copy_(source), rounds)
 
 
 def profile(model: str, image_side: int, rounds: int) -> tuple[float, list[list[Any]]]:
@@ -142,12 +139,12 @@ def profile(model: str, image_side: int, rounds: int) -> tuple[float, list[list[
     return total_s, ops
 
 
-def table(ops: Sequence[Sequence[Any]], total_s: float, matrix_rate: float, copy_rate: float) -> list[str]:
+def table(ops: Sequence[Sequence[Any]], total_s: float, flops_per_s: float, bytes_per_s: float) -> list[str]:
     """Markdown lines: every op, then the sum by kind."""
     lines = ["| op | input | ms | floor, ms | of the floor |", "|---|---|---|---|---|"]
     kinds: dict[str, list[float]] = {}
     for name, size, flops, nbytes, seconds in ops:
-        floor_s = max(flops / matrix_rate, nbytes / copy_rate)
+        floor_s = max(flops / flops_per_s, nbytes / bytes_per_s)
         sums = kinds.setdefault(name, [0.0, 0.0])
         sums[0], sums[1] = sums[0] + seconds, sums[1] + floor_s
         lines.append(_cells(f"`{name}`", size, seconds, floor_s))
@@ -170,19 +167,20 @@ def main(argv: list[str]) -> int:
     options = parse_arguments(argv)
     image_side, rounds = (SMOKE_IMAGE_SIDE, 2) if options.smoke else (IMAGE_SIDE, options.rounds)
     with num_threads(options.threads):
-        matrix_rate, copy_rate = rates(min(rounds, 5))
+        flops_per_s = matrix_rate(torch.float32, options.threads)
+        bytes_per_s = copy_rate(min(rounds, 5))
         lines = ["# Where the time of optimised models goes", ""]
         lines += [f"- {name}: {value}" for name, value in describe_environment().items()]
         lines += [
             f"- threads: {options.threads}; images: 1 x 3 x {image_side} x {image_side}, float32",
-            f"- matrix product: {matrix_rate / 1e9:.0f} GFLOP/s; copy: {copy_rate / 1e9:.1f} GB/s",
+            f"- matrix product: {flops_per_s / 1e9:.0f} GFLOP/s; copy: {bytes_per_s / 1e9:.1f} GB/s",
             f"- command: `{' '.join(['python -m bench.inference_profile', *argv])}`",
             "",
             *(__doc__ or "").splitlines()[2:],
         ]
         for model in options.models:
             total_s, ops = profile(model, image_side, rounds)
-            lines += ["", f"## {model}", "", *table(ops, total_s, matrix_rate, copy_rate)]
+            lines += ["", f"## {model}", "", *table(ops, total_s, flops_per_s, bytes_per_s)]
             print(*lines[-len(ops) :], sep="\n", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "inference_profile.md").write_text("\n".join(lines) + "\n")

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from bench.levels import PEER_MODELS
 from bench.problems import stage_problem
-from bench.shapes import STAGE_SHAPES, StageShape, smoke_shapes, unique_shapes
+from bench.shapes import (
+    ATTENTION_SHAPES,
+    SEPARABLE_SHAPES,
+    STAGE_SHAPES,
+    StageShape,
+    smoke_shapes,
+    unique_shapes,
+)
 from mobilevit_kernels.benchmark.candidates import Candidate, Problem
 from mobilevit_kernels.benchmark.cases import DTYPES
 from mobilevit_kernels.benchmark.environment import describe_environment
@@ -99,8 +106,7 @@ def write(options: argparse.Namespace, command: str) -> None:
     """Measures, and writes op_memory.md."""
     shapes = unique_shapes(shape for shape in STAGE_SHAPES if shape.model in PEER_MODELS)
     if options.smoke:
-        attention, separable = ([s for s in shapes if s.op == op] for op in sorted({s.op for s in shapes}))
-        shapes = smoke_shapes(tuple(attention)) + smoke_shapes(tuple(separable))
+        shapes = smoke_shapes(SEPARABLE_SHAPES) + smoke_shapes(ATTENTION_SHAPES)
     lines = ["# Memory of the ops, forward and backward", ""]
     lines += [f"- {name}: {value}" for name, value in describe_environment().items()]
     lines += [f"- command: `{command}`", "", *(__doc__ or "").splitlines()[2:], ""]

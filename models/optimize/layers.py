@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.optimize.folding import qualified_name
-from mobilevit_kernels.models.optimize.predicates import does_nothing, is_observed, is_silu
+from mobilevit_kernels.models.optimize.predicates import does_nothing, is_observed, is_silu, weight_and_bias
 from mobilevit_kernels.models.optimize.transformer import FusedSeparableTransformer, FusedTransformer
 from mobilevit_kernels.ops.packing import LayerParameters
 
@@ -148,7 +148,7 @@ def fuse(
         return None
     parameters = [_parameters(layer, names) for layer in layers]
     attention: Any = layers[0].get_submodule(names.attention)
-    last, eps = _weight_and_bias([norm]), float(norms[0].eps)
+    last, eps = weight_and_bias(norm), float(norms[0].eps)
     if names.heads is None:
         return FusedSeparableTransformer(parameters, *last, attention.patch_size, eps, dtype)
     return FusedTransformer(
@@ -193,17 +193,11 @@ def _parameters(layer: nn.Module, names: LayerNames) -> LayerParameters:
     groups = [(name,) for name in names.parts() if name not in names.qkv]
     groups.insert(1, names.qkv)  # type: ignore[arg-type]
     return [
-        parameter
-        for group in groups
-        for parameter in _weight_and_bias([layer.get_submodule(name) for name in group])
+        parameter for group in groups for parameter in _joined([layer.get_submodule(name) for name in group])
     ]
 
 
-def _weight_and_bias(modules: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    """Of some layers as one, row after row; zeros for a bias that is not there."""
-    layers = list(modules)
-    biases = [
-        layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
-        for layer in layers
-    ]
-    return torch.cat([layer.weight for layer in layers]), torch.cat(biases)
+def _joined(layers: Iterable[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of some layers as one, row after row."""
+    weights, biases = zip(*(weight_and_bias(layer) for layer in layers), strict=True)
+    return torch.cat(weights), torch.cat(biases)

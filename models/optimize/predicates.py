@@ -1,6 +1,7 @@
 """What the searches for layers to fuse ask of a module in evaluation mode, and how they replace it."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,9 +37,9 @@ def convolution_of(layer: nn.Module) -> tuple[nn.Conv2d, bool] | None:
     return parts[0], activated
 
 
-def weight_and_bias(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """The parameters of a convolution; zeros for a bias that is not there."""
-    bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
+def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
+    """The parameters of a convolution, linear layer or norm; zeros for a bias that is not there."""
+    bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
     return layer.weight, bias
 
 

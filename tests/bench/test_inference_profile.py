@@ -38,7 +38,7 @@ def test_profile_lists_every_op(tmp_path: Path) -> None:
 
 def test_floor_is_the_slower_of_arithmetic_and_memory() -> None:
     ops = [["a", "1", 100.0, 8, 2.0], ["b", "1", 10.0, 40, 4.0]]
-    lines = inference_profile.table(ops, total_s=7.0, matrix_rate=100.0, copy_rate=10.0)
+    lines = inference_profile.table(ops, total_s=7.0, flops_per_s=100.0, bytes_per_s=10.0)
     assert "| `a` | 1 | 2000.000 | 1000.000 | 50% |" in lines
     assert "| `b` | 1 | 4000.000 | 4000.000 | 100% |" in lines
     assert "| between ops |  | 1000.000 | 0.000 |  |" in lines
