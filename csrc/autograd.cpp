@@ -144,11 +144,64 @@ at::Tensor separable_attn(
   return op.call(x, qkv_weight, qkv_bias, out_weight, out_bias, patch_size);
 }
 
+// Saves x, the parameters and the statistics of each channel.
+class BatchNorm : public torch::autograd::Function<BatchNorm> {
+ public:
+  static constexpr bool is_traceable = true;
+  using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+  static variable_list forward(
+      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps,
+      bool silu) {
+    static const auto op = find_op<Outputs(const at::Tensor&, const at::Tensor&, const at::Tensor&, double, bool)>(
+        "mobilevit::batch_norm");
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [out, mean, var] = op.call(x, weight, bias, eps, silu);
+    ctx->save_for_backward({x, weight, bias, mean, var});
+    ctx->mark_non_differentiable({mean, var});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["silu"] = silu;
+    ctx->saved_data["needs"] = c10::List<bool>({requires_grad(x), requires_grad(weight), requires_grad(bias)});
+    return {out, mean, var};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto op = find_op<Outputs(
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+        const at::Tensor&, double, bool)>("mobilevit::batch_norm_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    const double eps = ctx->saved_data["eps"].toDouble();
+    const bool silu = ctx->saved_data["silu"].toBool();
+    const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
+    const auto [x, weight, bias] =
+        run_backward([&] { return op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], eps, silu); });
+    variable_list result = {x, weight, bias, {}, {}};
+    for (size_t i = 0; i < needs.size(); ++i) {
+      if (!needs[i]) result[i] = at::Tensor();
+    }
+    return result;
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm(
+    const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps, bool silu) {
+  if (want_gradient("mobilevit::batch_norm", x, weight, bias)) {
+    const variable_list outputs = BatchNorm::apply(x, weight, bias, eps, silu);
+    return {outputs[0], outputs[1], outputs[2]};
+  }
+  static const auto op =
+      find_op<BatchNorm::Outputs(const at::Tensor&, const at::Tensor&, const at::Tensor&, double, bool)>(
+          "mobilevit::batch_norm");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x, weight, bias, eps, silu);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(mobilevit, Autograd, m) {
   m.impl("unfold_attn_fold", &unfold_attn_fold);
   m.impl("separable_attn", &separable_attn);
+  m.impl("batch_norm", &batch_norm);
 }
 
 }  // namespace mobilevit

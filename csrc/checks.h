@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include <optional>
+#include <utility>
 
 namespace mobilevit {
 
@@ -92,6 +93,20 @@ inline void check_separable_attn(
   check_bias("qkv_bias", qkv_bias, 1 + 2 * channels, x);
   check_weight("out_weight", out_weight, channels, x);
   check_bias("out_bias", out_bias, channels, x);
+}
+
+inline void check_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "x: expected 4 dimensions [B, C, H, W], got ", x.dim());
+  check_floating("x", x);
+  TORCH_CHECK_VALUE(
+      x.size(1) >= 1 && x.numel() > x.size(1), "x: expected more than one value per channel, got ", x.sizes());
+  for (const auto& [name, vector] : {std::pair("weight", weight), std::pair("bias", bias)}) {
+    check_floating(name, vector);
+    TORCH_CHECK_VALUE(
+        vector.dim() == 1 && vector.size(0) == x.size(1) && vector.device() == x.device(), name, ": expected [",
+        x.size(1), "] on ", x.device(), ", got ", vector.sizes(), " on ", vector.device());
+  }
+  TORCH_CHECK_VALUE(eps >= 0, "eps: expected 0 or more, got ", eps);
 }
 
 // Statistics that a forward op returned and its backward reads.

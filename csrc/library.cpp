@@ -29,6 +29,15 @@ TORCH_LIBRARY(mobilevit, m) {
       "Tensor grad_out_weight, Tensor grad_out_bias)",
       tags);
 
+  // Normalisation by the statistics of the batch and its activation, for training on the CPU.
+  m.def(
+      "batch_norm(Tensor x, Tensor weight, Tensor bias, float eps, bool silu) -> (Tensor out, Tensor mean, Tensor var)",
+      tags);
+  m.def(
+      "batch_norm_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, "
+      "bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+      tags);
+
   // Whole layers, for inference: the projections, norms and residuals around the two ops above.
   m.def(
       "transformer_layer(Tensor x, Tensor norm1_weight, Tensor norm1_bias, Tensor qkv_weight, Tensor qkv_bias, "
@@ -63,4 +72,7 @@ TORCH_LIBRARY(mobilevit, m) {
       "inverted_residual(Tensor x, Tensor packed, int hidden_dim, int out_channels, int stride, int dilation, "
       "bool residual) -> Tensor",
       tags);
+
+  // The classifier after them.
+  m.def("pooled_linear(Tensor x, Tensor packed, int out_features) -> Tensor", tags);
 }

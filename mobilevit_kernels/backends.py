@@ -25,10 +25,13 @@ def _native_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     return _dtype_reason(dtype)
 
 
-# The answer depends on nothing that changes within a process: torch.compile takes it as a constant.
-@torch.compiler.assume_constant_result
 def _triton_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     return _dtype_reason(dtype) or support.reason(device_type, dtype)
+
+
+# The answer depends on nothing that changes within a process: torch.compile takes it as a constant. All that
+# torch.compiler.assume_constant_result does, without its import of torch's compiler, which takes seconds.
+_triton_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _reference_reason(op: str, device_type: str, dtype: torch.dtype) -> str | None:

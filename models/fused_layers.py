@@ -39,7 +39,7 @@ def runs_fused(op: str, x: Tensor, layer: nn.Module, parts: dict[str, type[nn.Mo
         or any(part.training for part in layer.modules())
     ):
         return False
-    return all(_is_plain(layer.get_submodule(name), kind) for name, kind in parts.items())
+    return all(is_plain(layer.get_submodule(name), kind) for name, kind in parts.items())
 
 
 def parameters_of(layer: nn.Module, names: tuple[str, ...]) -> LayerParameters:
@@ -60,6 +60,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is exactly of a type, without hooks and not without a bias: an op can stand for it."""
     observed = module._forward_hooks or module._forward_pre_hooks
     return type(module) is kind and not observed and getattr(module, "bias", True) is not None

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilevit_kernels.models.norm_act import norm_act
+
 
 def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -> int:
     """Rounds a channel count to a multiple of ``divisor`` without losing more than 10 % of it.
@@ -78,7 +80,7 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in_channels, H, W]`` -> ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``."""
-        return self.act(self.bn(self.conv(x)))
+        return norm_act(self.conv(x), self.bn, self.act)
 
 
 class DropPath(nn.Module):

@@ -105,15 +105,16 @@ class MobileViT(nn.Module):
         Raises:
             ValueError: negative ``num_classes``, an unknown pooling, or no pooling before a classifier.
         """
-        weight = self.stem.conv.weight
-        self.head.reset(num_classes, global_pool, weight.device, weight.dtype)
+        like = next(self.parameters())
+        self.head.reset(num_classes, global_pool, like.device, like.dtype)
         self.head.fc.apply(init_weights)
         self.num_classes = num_classes
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Saves memory in training: each block of the stages recomputes its activations in the backward pass.
 
-        Gradients stay the same. BatchNorm updates its running statistics in both passes, as under any
+        Gradients stay the same. The stages themselves are not called: hooks, and FSDP's wrapping, belong on their
+        blocks. BatchNorm updates its running statistics in both passes, as under any
         :func:`torch.utils.checkpoint.checkpoint`.
         """
         self.grad_checkpointing = enable
@@ -132,10 +133,14 @@ class MobileViT(nn.Module):
         """
         check_images(x, self.in_chans)
         x = self.stem(x)
+        x = self._recomputed_stages(x) if self.grad_checkpointing else self.stages(x)
+        return self.final_conv(x)
+
+    def _recomputed_stages(self, x: Tensor) -> Tensor:
         for stage in self.stages.children():
             for block in stage.children():
-                x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
-        return self.final_conv(x)
+                x = checkpoint(block, x, use_reentrant=False)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pools and classifies: ``[B, num_features, h, w]`` -> ``[B, num_classes]``, or pooled features."""

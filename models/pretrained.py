@@ -3,13 +3,15 @@
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.models.checkpoints import load_checkpoint, read_checkpoint
 from mobilevit_kernels.models.checkpoints.canonical import to_canonical
+from mobilevit_kernels.models.checkpoints.load import load_canonical, read_source
+from mobilevit_kernels.models.initialization import init_weights
 from mobilevit_kernels.models.mobilevit import MobileViT
 
 _STEM = "stem.conv.weight"
@@ -23,20 +25,19 @@ def load_pretrained(model: MobileViT, checkpoint: str | PathLike[str] | Mapping[
     UserWarning says so, unless the model has none); where the image channels differ the stem is adapted.
 
     Args:
-        model: a model just built.
+        model: a model just built; its weights need no values yet.
         checkpoint: a file or a state dict that ``load_checkpoint`` takes.
 
     Raises:
         ValueError, RuntimeError, FileNotFoundError: as ``load_checkpoint``.
     """
-    weights = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
+    source, weights = read_source(checkpoint)
     try:
-        canonical = to_canonical(weights)
+        canonical = to_canonical(weights.state_dict)
     except ValueError as error:
         raise ValueError(f"checkpoint: {error}") from error
     adapted = _with_own_classifier(model, _with_stem_for(model, canonical.state_dict))
-    fits_as_it_is = adapted is canonical.state_dict or canonical.unknown
-    load_checkpoint(model, checkpoint if fits_as_it_is else adapted)
+    load_canonical(model, replace(canonical, state_dict=adapted), source, weights.container)
 
 
 def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
@@ -75,5 +76,6 @@ def _with_own_classifier(model: MobileViT, state_dict: dict[str, Tensor]) -> dic
         "keeps its fresh weights",
         stacklevel=4,
     )
+    model.head.fc.apply(init_weights)
     own = model.state_dict()
     return {**state_dict, **{key: own[key] for key in _CLASSIFIER}}

@@ -1,5 +1,6 @@
 """Models by name."""
 
+import contextlib
 import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mobilevit_kernels.models.configs import CONFIGS
 from mobilevit_kernels.models.features import FeatureExtractor
+from mobilevit_kernels.models.initialization import NoRandomWeights
 from mobilevit_kernels.models.mobilevit import MobileViT
 from mobilevit_kernels.models.pretrained import load_pretrained
 
@@ -69,7 +71,8 @@ def create_model(
             "pretrained: no weights come with this package; pass checkpoint=<file or state dict>"
         )
 
-    model = MobileViT(CONFIGS[name], 0 if features_only else num_classes, in_chans, **kwargs)
+    with contextlib.nullcontext() if checkpoint is None else NoRandomWeights():
+        model = MobileViT(CONFIGS[name], 0 if features_only else num_classes, in_chans, **kwargs)
     if checkpoint is not None:
         load_pretrained(model, checkpoint)
     return FeatureExtractor(model, out_indices) if features_only else model

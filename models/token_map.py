@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobilevit_kernels.models.layers import channels_last, resize_to_patches
 
@@ -17,6 +17,10 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(tokens: Tensor) -> Tensor:
     """Views tokens ``[B, H, W, C]`` as a channels_last map ``[B, C, H, W]``."""
     return tokens.permute(0, 3, 1, 2)
+
+
+class MapTransformer(nn.Module):
+    """Base of the transformers that take and return maps, and need no norm after them."""
 
 
 def transform_map(
@@ -33,14 +37,17 @@ def transform_map(
         x: ``[B, C, H, W]``, any strides.
         patch_size: (patch_h, patch_w).
         transformer: maps tokens ``[B, H, W, C]`` to tokens; each of its layers acts on single tokens, but for its
-            attention, which knows the patch size.
-        norm: maps tokens to tokens, each alone.
+            attention, which knows the patch size. Or a :class:`MapTransformer`.
+        norm: maps tokens to tokens, each alone; not called after a :class:`MapTransformer`.
 
     Returns:
         ``[B, C, H, W]``; channels_last unless compiled.
     """
     resized = resize_to_patches(x, patch_size, align_corners=False)
-    y = to_map(norm(transformer(to_tokens(resized))))
+    if isinstance(transformer, MapTransformer):
+        y = transformer(resized)
+    else:
+        y = to_map(norm(transformer(to_tokens(resized))))
     if torch.compiler.is_dynamo_compiling():
         # Costs nothing: Inductor fuses it and lays it out as the next convolution wants. Given the permuted view
         # instead, Inductor of torch 2.13 cannot order its strides where H and W are dynamic, and fails.

@@ -11,30 +11,12 @@ from hypothesis import HealthCheck, settings
 
 import mobilevit_kernels
 from mobilevit_kernels import _C
+from mobilevit_kernels.benchmark.timm_models import has_torchvision
 from mobilevit_kernels.triton_kernels import support
 from tests.support import interpreter
 
-
-def define_torchvision_ops() -> None:
-    """Makes timm importable beside a torch that the installed torchvision was not built for.
-
-    torchvision's CUDA wheels register no operator with a CPU-only torch, and its import then fails on the
-    first operator it describes. Two empty definitions are enough: nothing here runs them.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        return
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for name in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-
-
-define_torchvision_ops()
+# timm and transformers are imported by the modules of tests, which are collected after this.
+has_torchvision()
 
 # The kernels under test: with TRITON_INTERPRET=1 the Triton ones, on the CPU.
 KERNELS = "triton" if support.interpreted() else "native"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mobilevit_kernels
-from mobilevit_kernels import current_backend, explain_backends, use_backend
+from mobilevit_kernels import backends, current_backend, explain_backends, use_backend
 
 OPS = ["unfold_attn_fold", "separable_attn"]
 KERNEL_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -175,3 +175,20 @@ class TestExplainBackends:
     def test_unknown_op(self) -> None:
         with pytest.raises(ValueError, match=r"^explain_backends\(op\): expected one of .*got 'attention'"):
             explain_backends("attention")
+
+
+def test_torchs_compiler_is_not_imported() -> None:
+    """Its import takes seconds, which a process that only infers should not wait for."""
+    script = """
+import sys, torch
+before = "torch._dynamo" in sys.modules
+import mobilevit_kernels as mk
+mk.optimize_for_inference(mk.create_model("mobilevit_xxs"))(torch.rand(1, 3, 64, 64))
+sys.exit(not before and "torch._dynamo" in sys.modules)
+"""
+    assert python(script).returncode == 0
+
+
+def test_what_the_compiler_takes_as_a_constant_is_marked_as_torch_marks_it() -> None:
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(backends._triton_reason) == vars(marked)

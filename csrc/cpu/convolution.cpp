@@ -1,8 +1,8 @@
 // mobilevit::convolution on the CPU.
 #include "checks.h"
 #include "cpu/convolution_kernel.h"
+#include "cpu/map_memory.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 namespace mobilevit::cpu {
@@ -27,6 +27,14 @@ void check(const ConvolutionShape& shape) {
       " and padding ", shape.padding);
 }
 
+// The map as the kernel reads it. Windows are copied into bands whatever the strides; where many channels are apart,
+// that would take longer than a copy of the map.
+at::Tensor readable(const at::Tensor& x, int64_t kernel_size) {
+  constexpr int64_t kFewChannels = 8;
+  const bool gathered = x.stride(1) == 1 || x.size(1) <= kFewChannels;
+  return kernel_size > 1 && gathered ? x : x.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
 at::Tensor convolution(
     const at::Tensor& x, const at::Tensor& packed, int64_t out_channels, int64_t kernel_size, int64_t stride,
     int64_t padding, int64_t dilation, bool silu) {
@@ -39,13 +47,13 @@ at::Tensor convolution(
   TORCH_CHECK_VALUE(
       packed.numel() == total, "packed: expected ", total, " elements for ", shape.in_channels, " channels, ",
       out_channels, " of the output and a kernel of ", kernel_size, " x ", kernel_size, ", got ", packed.numel());
-  const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast);
-  const at::Tensor out = at::empty(
-      {shape.batch, out_channels, shape.out_height(), shape.out_width()},
-      x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  const at::Tensor map = readable(x, kernel_size);
+  // A lone channel may have any stride.
+  const MapStrides strides{map.stride(0), shape.in_channels == 1 ? 1 : map.stride(1), map.stride(2), map.stride(3)};
+  const at::Tensor out = empty_map({shape.batch, out_channels, shape.out_height(), shape.out_width()}, x.options());
   if (out.numel() > 0) {
     run_convolution(
-        {shape, map.const_data_ptr(), out.mutable_data_ptr(), x.scalar_type(), packed.const_data_ptr(),
+        {shape, map.const_data_ptr(), strides, out.mutable_data_ptr(), x.scalar_type(), packed.const_data_ptr(),
          packed.scalar_type(), silu});
   }
   return out;

@@ -1,6 +1,6 @@
-// Dense convolution on an NHWC map as a matrix product whose inputs are read where they lie: a pixel's window is a
-// piece of memory per tap. Bands of rows are copied with their padding into the cache of one core; a panel of outputs
-// at a time then goes over the whole band. Threads share the rows of the output.
+// Dense convolution as a matrix product whose inputs are read where they lie: a pixel's window in an NHWC map is a
+// piece of memory per tap. Bands of rows are copied with their padding into the cache of one core, as NHWC whatever the
+// strides of the map; a panel of outputs at a time then goes over the whole band. Threads share the rows of the output.
 #include "cpu/convolution_kernel.h"
 
 #include "cpu/packed_dtypes.h"
@@ -17,7 +17,22 @@ namespace {
 constexpr int64_t kBandBytes = 512 * 1024;    // of a core's L2, for a band of the input
 constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
 
-template <typename T, typename W>
+template <typename W, typename T>
+W converted(T value) {
+  if constexpr (std::is_same_v<T, W>) return value;
+  return static_cast<W>(static_cast<float>(value));
+}
+
+// row[j, c] = x[c, j] for a number of channels known in advance, which compiles to shuffles where columns are adjacent.
+template <int64_t kChannels, typename T, typename W>
+void interleave(const T* x, int64_t channel_stride, int64_t width, W* __restrict__ row) {
+  constexpr int64_t kPixel = padded_inputs<W>(kChannels);
+  for (int64_t j = 0; j < width; ++j) {
+    for (int64_t c = 0; c < kChannels; ++c) row[j * kPixel + c] = converted<W>(x[c * channel_stride + j]);
+  }
+}
+
+template <typename W>
 class Bands {
  public:
   Bands(const Convolution& args, const ConvolutionWeights<W>& weights, int64_t rows)
@@ -28,9 +43,10 @@ class Bands {
         pitch_((shape_.width + 2 * shape_.padding) * pixel_),
         out_row_(shape_.out_width() * shape_.out_channels),
         rows_(std::min(rows, rows_of_a_band())),
+        in_place_(args.dtype == at::kFloat || args.dtype == kProducts),
         band_memory_(input_rows(rows_) * pitch_),
         band_(band_memory_.take(input_rows(rows_) * pitch_)),
-        result_memory_(kFloatMap ? 0 : rows_ * out_row_),
+        result_memory_(in_place_ ? 0 : rows_ * out_row_),
         result_(result_memory_.take(0)) {
     for (int64_t i = 0; i < shape_.kernel_size; ++i) {
       for (int64_t j = 0; j < shape_.kernel_size; ++j) {
@@ -47,21 +63,13 @@ class Bands {
       const int64_t y = begin % height;
       const int64_t count = std::min({rows_, end - begin, height - y});
       load(begin / height, y * shape_.stride - shape_.padding, input_rows(count));
-      T* out = static_cast<T*>(args_.out) + begin * out_row_;
-      float* result = result_;
-      if constexpr (kFloatMap) result = out;
-      if (args_.silu) {
-        multiply(count, result, AddBiasSilu(layer_.bias));
-      } else {
-        multiply(count, result, AddBias(layer_.bias));
-      }
-      if constexpr (!kFloatMap) convert_row(result, out, count * out_row_);
+      write(begin, count);
       begin += count;
     }
   }
 
  private:
-  static constexpr bool kFloatMap = std::is_same_v<T, float>;
+  static constexpr at::ScalarType kProducts = c10::CppTypeToScalarType<W>::value;
 
   int64_t input_rows(int64_t rows) const {
     return (rows - 1) * shape_.stride + shape_.dilation * (shape_.kernel_size - 1) + 1;
@@ -80,18 +88,53 @@ class Bands {
         std::fill_n(row, shape_.width * pixel_, W(0));
         continue;
       }
-      const int64_t channels = shape_.in_channels;
-      const T* x = static_cast<const T*>(args_.x) + (sample * shape_.height + y) * shape_.width * channels;
-      if (pixel_ == channels) {
-        convert_row(x, row, shape_.width * channels);
-      } else {
-        for (int64_t j = 0; j < shape_.width; ++j) convert_row(x + j * channels, row + j * pixel_, channels);
+      const int64_t offset = sample * args_.x_strides.batch + y * args_.x_strides.row;
+      with_storage_dtype(
+          args_.dtype, [&](auto element) { load_row(static_cast<const decltype(element)*>(args_.x) + offset, row); });
+    }
+  }
+
+  template <typename T>
+  void load_row(const T* x, W* row) const {
+    const MapStrides& strides = args_.x_strides;
+    const int64_t channels = shape_.in_channels, width = shape_.width;
+    if (strides.channel == 1) {
+      if (pixel_ == channels && strides.column == channels) return convert_row(x, row, width * channels);
+      for (int64_t j = 0; j < width; ++j) convert_row(x + j * strides.column, row + j * pixel_, channels);
+    } else if (channels == 3 && strides.column == 1) {
+      interleave<3>(x, strides.channel, width, row);
+    } else {
+      for (int64_t j = 0; j < width; ++j) {
+        for (int64_t c = 0; c < channels; ++c) {
+          row[j * pixel_ + c] = converted<W>(x[c * strides.channel + j * strides.column]);
+        }
       }
     }
   }
 
-  template <typename Epilogue>
-  void multiply(int64_t rows, float* result, const Epilogue& epilogue) {
+  // Rows [first, first + count) of the output, from the band.
+  void write(int64_t first, int64_t count) {
+    const int64_t offset = first * out_row_;
+    if (args_.dtype == at::kFloat) {
+      activate(count, static_cast<float*>(args_.out) + offset);
+    } else if (in_place_) {
+      activate(count, static_cast<W*>(args_.out) + offset);
+    } else {
+      activate(count, result_);
+      with_storage_dtype(args_.dtype, [&](auto element) {
+        convert_row(result_, static_cast<decltype(element)*>(args_.out) + offset, count * out_row_);
+      });
+    }
+  }
+
+  template <typename C>
+  void activate(int64_t rows, C* result) {
+    if (args_.silu) return multiply(rows, result, AddBiasSilu<W>(layer_.bias));
+    multiply(rows, result, AddBias(layer_.bias));
+  }
+
+  template <typename C, typename Epilogue>
+  void multiply(int64_t rows, C* result, const Epilogue& epilogue) {
     const Pieces taps{static_cast<int64_t>(taps_.size()), taps_.data()};
     for (int64_t first = 0; first < shape_.out_channels; first += kPackedColumns) {
       for (int64_t i = 0; i < rows; ++i) {
@@ -107,11 +150,12 @@ class Bands {
   const PackedLinear<W>& layer_;
   int64_t pixel_, pitch_, out_row_;  // elements of a pixel, of a padded row, and of a row of the output
   int64_t rows_;                     // of the output, in a band
+  bool in_place_;                    // the products write to the map
   std::vector<int64_t> taps_;        // where the window's pixels lie, from its first
   Workspace<W> band_memory_;
   W* band_;  // [input rows, pitch_]
   Workspace<float> result_memory_;
-  float* result_;  // [rows_, out_row_] of 16-bit maps
+  float* result_;  // [rows_, out_row_], where the products cannot write to the map
   LinearRunner<W> linear_;
 };
 
@@ -121,35 +165,34 @@ void run_pointwise(const Convolution& args, const PackedLinear<W>& layer, int64_
   const int64_t width = args.shape.width;
   at::parallel_for(0, args.shape.batch * args.shape.height, grain, [&](int64_t begin, int64_t end) {
     const W* x = static_cast<const W*>(args.x) + begin * width * layer.inputs;
-    float* out = static_cast<float*>(args.out) + begin * width * layer.outputs;
+    W* out = static_cast<W*>(args.out) + begin * width * layer.outputs;
     LinearRunner<W>()(layer, (end - begin) * width, x, layer.inputs, out, layer.outputs, epilogue);
   });
 }
 
-template <typename T, typename W>
+template <typename W>
 void run(const Convolution& args) {
   const ConvolutionShape& shape = args.shape;
   const ConvolutionWeights<W> weights(args.packed, shape);
   const PackedLinear<W>& layer = weights.linear;
   const int64_t flops = 2 * layer.inputs * shape.out_channels * shape.out_width();
   const int64_t grain = (kFlopsPerThread + flops - 1) / flops;
-  if constexpr (std::is_same_v<T, float> && std::is_same_v<W, float>) {
-    if (shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0) {
-      if (args.silu) return run_pointwise<W>(args, layer, grain, AddBiasSilu(layer.bias));
-      return run_pointwise<W>(args, layer, grain, AddBias(layer.bias));
-    }
+  const bool pointwise = shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0;
+  const bool rows_of_products =
+      args.dtype == c10::CppTypeToScalarType<W>::value && padded_inputs<W>(layer.inputs) == layer.inputs;
+  if (pointwise && rows_of_products) {
+    if (args.silu) return run_pointwise<W>(args, layer, grain, AddBiasSilu<W>(layer.bias));
+    return run_pointwise<W>(args, layer, grain, AddBias(layer.bias));
   }
   at::parallel_for(0, shape.batch * shape.out_height(), grain, [&](int64_t begin, int64_t end) {
-    Bands<T, W>(args, weights, end - begin).run(begin, end);
+    Bands<W>(args, weights, end - begin).run(begin, end);
   });
 }
 
 }  // namespace
 
 void convolution(const Convolution& args) {
-  with_dtypes(args.dtype, args.packed_dtype, [&](auto element, auto weight) {
-    run<decltype(element), decltype(weight)>(args);
-  });
+  with_packed_dtype(args.packed_dtype, [&](auto weight) { run<decltype(weight)>(args); });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -15,15 +15,23 @@ struct ConvolutionShape {
   int64_t out_side(int64_t side) const { return (side + 2 * padding - dilation * (kernel_size - 1) - 1) / stride + 1; }
 };
 
-// Maps are dense NHWC.
+// Of a map [B, C, H, W], in elements.
+struct MapStrides {
+  int64_t batch, channel, row, column;
+};
+
+// The output is dense NHWC; so is x under a kernel of one pixel.
 struct Convolution {
   ConvolutionShape shape;
   const void* x;
+  MapStrides x_strides;
   void* out;
   at::ScalarType dtype;
   const void* packed;
   at::ScalarType packed_dtype;  // float32, or bfloat16 for products on the matrix units
   bool silu;                    // activates the result
+
+  bool in_bfloat16() const { return packed_dtype == at::kBFloat16; }
 };
 
 // The packed parameters, as mobilevit_kernels/ops/packing.py writes them: inputs are [kernel row, kernel column,

@@ -40,13 +40,9 @@ class DepthwiseRow {
     const int64_t last = (shape_.width - 1 - shape_.dilation) / shape_.stride;
     const int64_t left = std::min((shape_.dilation + shape_.stride - 1) / shape_.stride, shape_.out_width);
     const int64_t right = shape_.width > shape_.dilation ? std::clamp(last + 1, left, shape_.out_width) : left;
-    for (int64_t c = 0; c < shape_.channels; c += kLanes) {
-      for (int64_t x = 0; x < left; ++x) edge(c, x);
-      int64_t x = inner<kOutputs>(c, left, right);
-      x = inner<kOutputs / 2>(c, x, right);
-      inner<1>(c, x, right);
-      for (x = right; x < shape_.out_width; ++x) edge(c, x);
-    }
+    int64_t c = 0;
+    for (; c + kLanes <= shape_.channels; c += kLanes) channels(c, left, right, WholeVectors());
+    if (c < shape_.channels) channels(c, left, right, PartialVector{static_cast<int>(shape_.channels - c)});
   }
 
  private:
@@ -57,44 +53,67 @@ class DepthwiseRow {
   static constexpr int kOutputs = 4;
 #endif
 
+  // A vector of channels of the rows: at the center of the first output's window, then `step` elements on.
+  struct Channels {
+    const float* rows[3];
+    int64_t step, side;  // side: to the window's next column
+    W* out;
+    int64_t out_stride;
+
+    template <typename Access>
+    C10_ALWAYS_INLINE void store(int64_t x, const Vec<float>& sum, const Access& access) const {
+      access.template store<float>(kSilu ? silu<W>(sum) : sum, out + x * out_stride);
+    }
+  };
+
+  // Channels from c on; the windows of the outputs [left, right) do not look past a side.
+  template <typename Access>
+  void channels(int64_t c, int64_t left, int64_t right, const Access& access) const {
+    const int64_t step = shape_.stride * row_stride_, side = shape_.dilation * row_stride_;
+    const Channels here{{rows_[0] + c, rows_[1] + c, rows_[2] + c}, step, side, out_ + c, out_stride_};
+    for (int64_t x = 0; x < left; ++x) edge(here, c, x, access);
+    inner(here, c, left, right, access);
+    for (int64_t x = right; x < shape_.out_width; ++x) edge(here, c, x, access);
+  }
+
   Vec<float> tap(int index, int64_t c) const {
     return Vec<float>::loadu(weights_.taps + index * weights_.tap_stride + c);
   }
-  void store(int64_t c, int64_t x, const Vec<float>& sum) const {
-    store_as(kSilu ? silu(sum) : sum, out_ + x * out_stride_ + c, std::min(kLanes, shape_.channels - c));
+
+  template <typename Access>
+  void inner(const Channels& here, int64_t c, int64_t x, int64_t end, const Access& access) const {
+    const Vec<float> taps[9] = {tap(0, c), tap(1, c), tap(2, c), tap(3, c), tap(4, c),
+                                tap(5, c), tap(6, c), tap(7, c), tap(8, c)};
+    const Vec<float> bias = Vec<float>::loadu(weights_.bias + c);
+    for (; x + kOutputs <= end; x += kOutputs) outputs<kOutputs>(here, taps, bias, x, access);
+    for (; x + kOutputs / 2 <= end; x += kOutputs / 2) outputs<kOutputs / 2>(here, taps, bias, x, access);
+    for (; x < end; ++x) outputs<1>(here, taps, bias, x, access);
   }
 
-  // Outputs from x on, kCount at a time, none of which looks past a side; returns the first that is left.
-  template <int kCount>
-  int64_t inner(int64_t c, int64_t x, int64_t end) const {
-    Vec<float> taps[9];
-#pragma GCC unroll 9
-    for (int i = 0; i < 9; ++i) taps[i] = tap(i, c);
-    const Vec<float> bias = Vec<float>::loadu(weights_.bias + c);
-    const int64_t step = shape_.stride * row_stride_, side = shape_.dilation * row_stride_;
-    for (; x + kCount <= end; x += kCount) {
-      Vec<float> sums[kCount];
+  template <int kCount, typename Access>
+  static C10_ALWAYS_INLINE void outputs(
+      const Channels& here, const Vec<float> (&taps)[9], const Vec<float>& bias, int64_t x, const Access& access) {
+    Vec<float> sums[kCount];
 #pragma GCC unroll 8
-      for (int k = 0; k < kCount; ++k) sums[k] = bias;
+    for (int k = 0; k < kCount; ++k) sums[k] = bias;
 #pragma GCC unroll 3
-      for (int i = 0; i < 3; ++i) {
-        const float* row = rows_[i] + x * step - side + c;
+    for (int i = 0; i < 3; ++i) {
+      const float* row = here.rows[i] + x * here.step - here.side;
 #pragma GCC unroll 3
-        for (int j = 0; j < 3; ++j, row += side) {
+      for (int j = 0; j < 3; ++j, row += here.side) {
 #pragma GCC unroll 8
-          for (int k = 0; k < kCount; ++k) {
-            sums[k] = at::vec::fmadd(Vec<float>::loadu(row + k * step), taps[3 * i + j], sums[k]);
-          }
+        for (int k = 0; k < kCount; ++k) {
+          sums[k] = at::vec::fmadd(Vec<float>::loadu(row + k * here.step), taps[3 * i + j], sums[k]);
         }
       }
-#pragma GCC unroll 8
-      for (int k = 0; k < kCount; ++k) store(c, x + k, sums[k]);
     }
-    return x;
+#pragma GCC unroll 8
+    for (int k = 0; k < kCount; ++k) here.store(x + k, sums[k], access);
   }
 
   // An output some of whose inputs are padding.
-  void edge(int64_t c, int64_t x) const {
+  template <typename Access>
+  void edge(const Channels& here, int64_t c, int64_t x, const Access& access) const {
     Vec<float> sum = Vec<float>::loadu(weights_.bias + c);
     for (int i = 0; i < 3; ++i) {
       for (int j = 0; j < 3; ++j) {
@@ -103,7 +122,7 @@ class DepthwiseRow {
         sum = at::vec::fmadd(Vec<float>::loadu(rows_[i] + column * row_stride_ + c), tap(3 * i + j, c), sum);
       }
     }
-    store(c, x, sum);
+    here.store(x, sum, access);
   }
 
   const DepthwiseShape& shape_;

@@ -1,8 +1,8 @@
 // mobilevit::depthwise_convolution on the CPU.
 #include "checks.h"
 #include "cpu/depthwise_convolution_kernel.h"
+#include "cpu/map_memory.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 namespace mobilevit::cpu {
@@ -22,10 +22,10 @@ at::Tensor depthwise_convolution(
       packed.numel() == total, "packed: expected ", total, " elements for ", shape.channels, " channels, got ",
       packed.numel());
   const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast);
-  const at::Tensor out = at::empty(
+  const at::Tensor out = empty_map(
       {shape.batch, shape.channels, shape.height == 0 ? 0 : shape.out_height(),
        shape.width == 0 ? 0 : shape.out_width()},
-      x.options().memory_format(at::MemoryFormat::ChannelsLast));
+      x.options());
   if (out.numel() > 0) {
     run_depthwise_convolution({shape, map.const_data_ptr(), out.mutable_data_ptr(), x.scalar_type(), weights, silu});
   }

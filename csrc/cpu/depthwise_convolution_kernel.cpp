@@ -2,6 +2,7 @@
 #include "cpu/depthwise_convolution_kernel.h"
 
 #include "cpu/depthwise.h"
+#include "cpu/dtypes.h"
 #include "cpu/token_io.h"
 
 #include <ATen/Parallel.h>

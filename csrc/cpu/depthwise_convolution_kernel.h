@@ -22,6 +22,8 @@ struct DepthwiseConvolution {
   at::ScalarType dtype;
   const float* packed;
   bool silu;  // activates the result
+
+  bool in_bfloat16() const { return dtype == at::kBFloat16; }
 };
 
 // The packed parameters, as mobilevit_kernels/ops/packing.py writes them.

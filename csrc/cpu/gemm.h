@@ -1,10 +1,11 @@
 // Small matrix products held in cache: C[m, n] (+)= sum_k A(m, k) * B[k, n].
 //
-// A is read one element at a time and may be strided or transposed; B (row-major or packed, see packed.h) and C
-// (row-major) have columns on the vector lanes. A register tile of kRows x kVectors accumulators runs over k; a last,
-// partial vector of columns is masked.
+// A is read one element at a time and may be transposed; B (row-major or packed, see packed.h) and C (row-major) have
+// columns on the vector lanes. A register tile of kRows x kVectors accumulators runs over k; a last, partial vector of
+// columns is masked. Elements of A and B are numbers or pairs of bfloat16 (operands.h).
 #pragma once
 
+#include "cpu/operands.h"
 #include "cpu/packed_weights.h"
 #include "cpu/simd.h"
 
@@ -25,18 +26,53 @@ constexpr int64_t kGemmVectors = 2;
 
 // Columns that one pass of the kernel covers.
 template <typename T>
-constexpr int64_t kPanel = kGemmVectors * Vec<T>::size();
+constexpr int64_t kPanel = kGemmVectors * Vec<sum_t<T>>::size();
 
+// The elements (m, k) of A at [m * stride + k]. In the rows of a tile every third one has a pointer of its own, the two
+// after it are reached by index.
 template <typename T>
-struct StridedMatrix {
+struct RowMajor {
   const T* data;
-  int64_t row_stride;
-  int64_t column_stride;
+  int64_t stride;
+
+  int64_t depth_step() const { return 1; }
+
+  template <int kRows>
+  struct Tile {
+    const T* base[(kRows + 2) / 3];
+    int64_t stride;
+
+    Tile(const RowMajor& matrix, int64_t row) : stride(matrix.stride) {
+      for (int64_t i = 0; i < (kRows + 2) / 3; ++i) base[i] = matrix.data + (row + 3 * i) * stride;
+    }
+    T at(int row, int64_t k_offset) const { return base[row / 3][k_offset + (row % 3) * stride]; }
+  };
+};
+
+// The elements (m, k) of A at [k * stride + m].
+template <typename T>
+struct ColumnMajor {
+  const T* data;
+  int64_t stride;
+
+  int64_t depth_step() const { return stride; }
+
+  template <int kRows>
+  struct Tile {
+    const T* base;
+
+    Tile(const ColumnMajor& matrix, int64_t row) : base(matrix.data + row) {}
+    T at(int row, int64_t k_offset) const { return base[k_offset + row]; }
+  };
 };
 
 // B[k, n], kPackedColumns columns at a time: panels follow each other at panel_stride, rows of one at row_stride.
-template <typename T>
+// kPadded: whole vectors may be read.
+template <typename T, bool kPadded = true>
 struct PanelMatrix {
+  using Element = T;
+  static constexpr bool kPaddedRows = kPadded;
+
   const T* data;
   int64_t row_stride;
   int64_t panel_stride;
@@ -60,31 +96,19 @@ struct Accumulate : Overwrite {
   static constexpr bool kAccumulate = true;
 };
 
-// The address of A(m, 0): every third row has a pointer of its own, the two after it are reached by index.
-template <typename T, int kRows, bool kAdjacentRows>
-struct RowPointers {
-  static constexpr int kBases = (kRows + 2) / 3;
-  const T* base[kBases];
-  int64_t stride;
-
-  RowPointers(const T* a, int64_t row_stride) : stride(row_stride) {
-    for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * row_stride;
-  }
-  T at(int row, int64_t k_offset) const {
-    if constexpr (kAdjacentRows) return base[0][k_offset + row];
-    return base[row / 3][k_offset + (row % 3) * stride];
-  }
-};
-
-// Loads and stores whole vectors, or the first `lanes` of one.
+// Vectors of B and C: whole, or the first `lanes` of one.
 struct WholeVectors {
   template <typename T>
-  Vec<T> load(const T* p) const {
-    return Vec<T>::loadu(p);
+  auto operand(const T* p) const {
+    return Operands<T>::load(p);
   }
-  template <typename T>
-  void store(const Vec<T>& value, T* p) const {
-    value.store(p);
+  template <typename A, typename T>
+  Vec<A> load(const T* p) const {
+    return load_as<A>(p);
+  }
+  template <typename A, typename T>
+  void store(const Vec<A>& value, T* p) const {
+    store_as(value, p);
   }
 };
 
@@ -92,12 +116,24 @@ struct PartialVector {
   int lanes;
 
   template <typename T>
-  Vec<T> load(const T* p) const {
-    return Vec<T>::loadu(p, lanes);
+  auto operand(const T* p) const {
+    return Operands<T>::load(p, lanes);
   }
+  template <typename A, typename T>
+  Vec<A> load(const T* p) const {
+    return load_as<A>(p, lanes);
+  }
+  template <typename A, typename T>
+  void store(const Vec<A>& value, T* p) const {
+    store_as(value, p, lanes);
+  }
+};
+
+// The same where whole vectors of B may be read.
+struct PaddedVector : PartialVector {
   template <typename T>
-  void store(const Vec<T>& value, T* p) const {
-    value.store(p, lanes);
+  auto operand(const T* p) const {
+    return Operands<T>::load(p);
   }
 };
 
@@ -120,12 +156,12 @@ struct Pieces {
   int64_t offset(int64_t piece) const { return offsets[piece]; }
 };
 
-// Operands of a product, and where its result goes.
-template <typename T, typename Depth = OnePiece>
+// Factors of a product, and where its result goes, in the type of sums or of a map.
+template <typename A, typename B, typename C, typename Depth = OnePiece>
 struct Product {
-  StridedMatrix<T> a;
-  PanelMatrix<T> b;
-  T* c;
+  A a;
+  B b;
+  C* c;
   int64_t c_stride;
   int64_t depth;  // of each piece
   Depth pieces = {};
@@ -140,36 +176,43 @@ inline void add_tile(Vec<T> (&sum)[kRows][kVectors], const Vec<T> (&other)[kRows
   }
 }
 
-template <int kRows, int kVectors, bool kAdjacentRows, typename T, typename Depth, typename Columns, typename Epilogue>
-inline void gemm_tile(
-    const Product<T, Depth>& product, int64_t row, int64_t column, const Columns& columns, const Epilogue& epilogue) {
-  constexpr int64_t kLanes = Vec<T>::size();
+// A function of its own, whatever surrounds it: the loop needs all sums and pointers in registers.
+template <
+    int kRows, int kVectors, typename Left, typename B, typename C, typename Depth, typename Columns, typename Epilogue>
+C10_NOINLINE void gemm_tile(
+    const Product<Left, B, C, Depth>& product, int64_t row, int64_t column, const Columns& columns,
+    const Epilogue& epilogue) {
+  using T = typename B::Element;
+  using A = sum_t<T>;
+  using Factors = Operands<T>;
+  constexpr int64_t kLanes = Vec<A>::size();
   const int64_t b_stride = product.b.row_stride, c_stride = product.c_stride;
-  T* c = product.c + row * c_stride + column;
-  Vec<T> sum[kRows][kVectors];
-  fill_tile(sum, T(0));
-  [[maybe_unused]] Vec<T> total[kRows][kVectors];
-  if constexpr (Depth::kSeparateSums) fill_tile(total, T(0));
-  const StridedMatrix<T>& a = product.a;
-  const RowPointers<T, kRows, kAdjacentRows> rows(a.data + row * a.row_stride, a.row_stride);
+  C* c = product.c + row * c_stride + column;
+  Vec<A> sum[kRows][kVectors];
+  fill_tile(sum, A(0));
+  [[maybe_unused]] Vec<A> total[kRows][kVectors];
+  if constexpr (Depth::kSeparateSums) fill_tile(total, A(0));
+  const typename Left::template Tile<kRows> rows(product.a, row);
+  const int64_t step = product.a.depth_step();
   const T* b = product.b.at(column);
   for (int64_t piece = 0; piece < product.pieces.count; ++piece) {
     int64_t k_offset = product.pieces.offset(piece);
-    for (int64_t k = 0; k < product.depth; ++k, k_offset += a.column_stride, b += b_stride) {
-      Vec<T> b_row[kVectors];
+#pragma GCC unroll kDepthUnroll
+    for (int64_t k = 0; k < product.depth; ++k, k_offset += step, b += b_stride) {
+      typename Factors::Vector b_row[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) b_row[v] = columns.load(b + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) b_row[v] = columns.operand(b + v * kLanes);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
-        const Vec<T> scalar(rows.at(m, k_offset));
+        const auto scalar = Factors::broadcast(rows.at(m, k_offset));
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[m][v] = at::vec::fmadd(scalar, b_row[v], sum[m][v]);
+        for (int v = 0; v < kVectors; ++v) sum[m][v] = Factors::multiply_add(scalar, b_row[v], sum[m][v]);
       }
     }
     if constexpr (Depth::kSeparateSums) {
       if (product.depth < Depth::kLong) continue;
       add_tile(total, sum);
-      fill_tile(sum, T(0));
+      fill_tile(sum, A(0));
     }
   }
   if constexpr (Depth::kSeparateSums) add_tile(sum, total);
@@ -177,9 +220,9 @@ inline void gemm_tile(
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      T* target = c + m * c_stride + v * kLanes;
-      const Vec<T> value = Epilogue::kAccumulate ? columns.load(target) + sum[m][v] : sum[m][v];
-      columns.store(epilogue.template operator()<T>(row + m, column + v * kLanes, value), target);
+      C* target = c + m * c_stride + v * kLanes;
+      const Vec<A> value = Epilogue::kAccumulate ? columns.template load<A>(target) + sum[m][v] : sum[m][v];
+      columns.store(epilogue.template operator()<A>(row + m, column + v * kLanes, value), target);
     }
   }
 }
@@ -195,69 +238,53 @@ inline void with_rows(int64_t rows, const Function& function) {
 }
 
 // A block of rows against the columns [column, end), panel after panel.
-template <int kRows, bool kAdjacentRows, typename T, typename Depth, typename Epilogue>
+template <int kRows, typename A, typename B, typename C, typename Depth, typename Epilogue>
 inline void gemm_row_block(
-    const Product<T, Depth>& product, int64_t row, int64_t column, int64_t end, const Epilogue& epilogue) {
-  constexpr int64_t kLanes = Vec<T>::size();
-  for (; column + kPanel<T> <= end; column += kPanel<T>) {
-    gemm_tile<kRows, kGemmVectors, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
+    const Product<A, B, C, Depth>& product, int64_t row, int64_t column, int64_t end, const Epilogue& epilogue) {
+  constexpr int64_t kColumns = kPanel<typename B::Element>, kLanes = kColumns / kGemmVectors;
+  using LastVector = std::conditional_t<B::kPaddedRows, PaddedVector, PartialVector>;
+  for (; column + kColumns <= end; column += kColumns) {
+    gemm_tile<kRows, kGemmVectors>(product, row, column, WholeVectors(), epilogue);
   }
-  for (; column + kLanes <= end; column += kLanes) {
-    gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, WholeVectors(), epilogue);
-  }
-  if (column < end) {
-    const PartialVector access{static_cast<int>(end - column)};
-    gemm_tile<kRows, 1, kAdjacentRows>(product, row, column, access, epilogue);
+  for (; column < end; column += kLanes) {
+    const LastVector access{static_cast<int>(std::min(kLanes, end - column))};
+    gemm_tile<kRows, 1>(product, row, column, access, epilogue);
   }
 }
 
 // All rows against the columns [begin, end), block after block.
-template <typename T, typename Depth, typename Epilogue>
+template <typename A, typename B, typename C, typename Depth, typename Epilogue>
 inline void gemm_columns(
-    const Product<T, Depth>& product, int64_t rows, int64_t begin, int64_t end, const Epilogue& epilogue) {
-  static_assert(kPackedColumns % kPanel<T> == 0);
+    const Product<A, B, C, Depth>& product, int64_t rows, int64_t begin, int64_t end, const Epilogue& epilogue) {
+  static_assert(kPackedColumns % kPanel<typename B::Element> == 0);
   // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
   const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
-    with_rows<static_cast<int>(kGemmRows)>(block_rows, [&](auto count) {
-      constexpr int kRows = decltype(count)::value;
-      if (product.a.row_stride == 1) {
-        gemm_row_block<kRows, true>(product, row, begin, end, epilogue);
-      } else {
-        gemm_row_block<kRows, false>(product, row, begin, end, epilogue);
-      }
-    });
+    with_rows<static_cast<int>(kGemmRows)>(
+        block_rows, [&](auto count) { gemm_row_block<decltype(count)::value>(product, row, begin, end, epilogue); });
     row += block_rows;
   }
 }
 
 // C[rows, columns] (+)= A[rows, depth] B[depth, columns]. Rows are the outer loop: A is read from memory once, B again
 // and again from the cache.
-template <typename T, typename Epilogue>
+template <typename A, typename B, typename C, typename Epilogue>
 inline void gemm(
-    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const PanelMatrix<T>& b, T* c,
-    int64_t c_stride, const Epilogue& epilogue) {
-  gemm_columns(Product<T>{a, b, c, c_stride, depth}, rows, 0, columns, epilogue);
+    int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, C* c, int64_t c_stride,
+    const Epilogue& epilogue) {
+  gemm_columns(Product<A, B, C>{a, b, c, c_stride, depth}, rows, 0, columns, epilogue);
 }
 
 // The same with panels of B as the outer loop: B is read from memory once, A again and again from the cache.
-template <typename T, typename Epilogue>
+template <typename A, typename B, typename C, typename Epilogue>
 inline void gemm_panels(
-    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const PanelMatrix<T>& b, T* c,
-    int64_t c_stride, const Epilogue& epilogue) {
-  const Product<T> product{a, b, c, c_stride, depth};
+    int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, C* c, int64_t c_stride,
+    const Epilogue& epilogue) {
+  const Product<A, B, C> product{a, b, c, c_stride, depth};
   for (int64_t column = 0; column < columns; column += kPackedColumns) {
     gemm_columns(product, rows, column, std::min(column + kPackedColumns, columns), epilogue);
   }
-}
-
-// The same with B row-major.
-template <typename T, typename Epilogue>
-inline void gemm(
-    int64_t rows, int64_t columns, int64_t depth, const StridedMatrix<T>& a, const T* b, int64_t b_stride, T* c,
-    int64_t c_stride, const Epilogue& epilogue) {
-  gemm(rows, columns, depth, a, PanelMatrix<T>::row_major(b, b_stride), c, c_stride, epilogue);
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -1,8 +1,8 @@
 // mobilevit::inverted_residual on the CPU.
 #include "checks.h"
 #include "cpu/inverted_residual_kernel.h"
+#include "cpu/map_memory.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 namespace mobilevit::cpu {
@@ -39,9 +39,9 @@ at::Tensor inverted_residual(
       hidden_dim, " hidden ones and ", out_channels, " of the output, got ", packed.numel());
   const bool empty = x.numel() == 0;
   const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast);
-  const at::Tensor out = at::empty(
+  const at::Tensor out = empty_map(
       {shape.batch, out_channels, shape.height == 0 ? 0 : shape.out_height(), shape.width == 0 ? 0 : shape.out_width()},
-      x.options().memory_format(at::MemoryFormat::ChannelsLast));
+      x.options());
   if (!empty) {
     run_inverted_residual(
         {shape, map.const_data_ptr(), out.mutable_data_ptr(), x.scalar_type(), packed.const_data_ptr(),

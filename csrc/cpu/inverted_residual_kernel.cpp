@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kBlockPixels = 96;          // of the output, that go through the last product at once
 constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
 
-template <typename T, typename W>
+template <typename W>
 class Block {
  public:
   Block(const InvertedResidual& args, const InvertedResidualWeights<W>& weights)
@@ -60,12 +60,13 @@ class Block {
   }
 
  private:
-  static constexpr bool kFloatMap = std::is_same_v<T, float>;
-
-  bool reads_in_place() const { return std::is_same_v<T, W> && input_stride_ == shape_.in_channels; }
+  bool reads_in_place() const {
+    return args_.dtype == c10::CppTypeToScalarType<W>::value && input_stride_ == shape_.in_channels;
+  }
+  bool writes_in_place() const { return args_.dtype == at::kFloat; }
   int64_t expanded_row() const { return shape_.width * hidden_stride_; }
   int64_t filtered_size() const { return rows_ * row_shape_.out_width * filtered_stride_; }
-  int64_t result_size() const { return kFloatMap ? 0 : rows_ * row_shape_.out_width * shape_.out_channels; }
+  int64_t result_size() const { return writes_in_place() ? 0 : rows_ * row_shape_.out_width * shape_.out_channels; }
   int64_t input_size() const { return reads_in_place() ? 0 : slots_ * shape_.width * input_stride_; }
 
   // A row of the expanded map, or one of zeros.
@@ -85,18 +86,19 @@ class Block {
       const W* input = input_rows(sample * shape_.height + next_, rows);
       linear_(
           weights_.expand, rows * shape_.width, input, input_stride_, expanded(next_), hidden_stride_,
-          AddBiasSilu(weights_.expand.bias));
+          AddBiasSilu<W>(weights_.expand.bias));
       next_ += rows;
     }
   }
 
   const W* input_rows(int64_t row, int64_t count) {
     const int64_t pixels = count * shape_.width, channels = shape_.in_channels;
-    const T* x = static_cast<const T*>(args_.x) + row * shape_.width * channels;
-    if constexpr (std::is_same_v<T, W>) {
-      if (reads_in_place()) return x;
-    }
-    for (int64_t i = 0; i < pixels; ++i) convert_row(x + i * channels, input_ + i * input_stride_, channels);
+    const int64_t offset = row * shape_.width * channels;
+    if (reads_in_place()) return static_cast<const W*>(args_.x) + offset;
+    with_storage_dtype(args_.dtype, [&](auto element) {
+      const auto* x = static_cast<const decltype(element)*>(args_.x) + offset;
+      for (int64_t i = 0; i < pixels; ++i) convert_row(x + i * channels, input_ + i * input_stride_, channels);
+    });
     return input_;
   }
 
@@ -112,16 +114,19 @@ class Block {
   void project(int64_t row, int64_t count) {
     const int64_t pixels = count * row_shape_.out_width, channels = shape_.out_channels, size = pixels * channels;
     const int64_t offset = row * row_shape_.out_width * channels;
-    T* out = static_cast<T*>(args_.out) + offset;
-    float* result = result_;
-    if constexpr (kFloatMap) result = out;
+    float* result = writes_in_place() ? static_cast<float*>(args_.out) + offset : result_;
     if (args_.residual) {
-      convert_row(static_cast<const T*>(args_.x) + offset, result, size);
+      with_storage_dtype(args_.dtype, [&](auto element) {
+        convert_row(static_cast<const decltype(element)*>(args_.x) + offset, result, size);
+      });
       project_into(pixels, result, AddBiasToResidual(weights_.project.bias));
     } else {
       project_into(pixels, result, AddBias(weights_.project.bias));
     }
-    if constexpr (!kFloatMap) convert_row(result, out, size);
+    if (writes_in_place()) return;
+    with_storage_dtype(args_.dtype, [&](auto element) {
+      convert_row(result, static_cast<decltype(element)*>(args_.out) + offset, size);
+    });
   }
 
   template <typename Epilogue>
@@ -149,7 +154,7 @@ class Block {
 }  // namespace
 
 void inverted_residual(const InvertedResidual& args) {
-  with_dtypes(args.dtype, args.packed_dtype, [&](auto element, auto weight) {
+  with_packed_dtype(args.packed_dtype, [&](auto weight) {
     using W = decltype(weight);
     const InvertedResidualShape& shape = args.shape;
     const InvertedResidualWeights<W> weights(args.packed, shape);
@@ -157,7 +162,7 @@ void inverted_residual(const InvertedResidual& args) {
         2 * shape.hidden * shape.out_width() * (shape.in_channels * shape.stride + shape.out_channels);
     const int64_t grain = (kFlopsPerThread + flops - 1) / flops;
     at::parallel_for(0, shape.batch * shape.out_height(), grain, [&](int64_t begin, int64_t end) {
-      Block<decltype(element), W>(args, weights).run(begin, end);
+      Block<W>(args, weights).run(begin, end);
     });
   });
 }

@@ -22,6 +22,8 @@ struct InvertedResidual {
   const void* packed;
   at::ScalarType packed_dtype;  // float32, or bfloat16 for products on the matrix units
   bool residual;                // adds x to the result
+
+  bool in_bfloat16() const { return packed_dtype == at::kBFloat16; }
 };
 
 // The packed parameters, as mobilevit_kernels/ops/packing.py writes them.

@@ -4,46 +4,83 @@
 #include "cpu/gemm.h"
 #include "cpu/packed_weights.h"
 
+#include <c10/util/BFloat16.h>
+
 #include <algorithm>
+#include <type_traits>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
-// A value x * sigmoid(x).
-inline Vec<float> silu(const Vec<float>& x) {
+#if defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+// 1 + e**-x. The bound keeps it finite; min returns its second operand where one is NaN.
+inline __m256 one_plus_exp_minus(__m256 x) {
+  const __m256 exponent = _mm256_min_ps(_mm256_set1_ps(126.0f), _mm256_mul_ps(x, _mm256_set1_ps(-kLog2E)));
+  return _mm256_add_ps(_mm256_set1_ps(1.0f), exp2_score<float>(exponent));
+}
+#endif
+
+// 1 / (1 + e**-x), to the precision of W.
+template <typename W, typename A>
+inline Vec<A> sigmoid(const Vec<A>& x) {
 #if defined(CPU_CAPABILITY_AVX512)
-  // 1 / (1 + 2**e) from a 14-bit estimate and one Newton step: a division would cost more than all else. The bound
-  // keeps 1 + 2**e finite; NaN stays.
-  const __m512 exponent = _mm512_min_ps(_mm512_set1_ps(126.0f), _mm512_mul_ps(x, _mm512_set1_ps(-kLog2E)));
-  const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exp2_score<float>(exponent));
-  const __m512 estimate = _mm512_rcp14_ps(denominator);
-  const __m512 correction = _mm512_fnmadd_ps(denominator, estimate, _mm512_set1_ps(2.0f));
-  return _mm512_mul_ps(_mm512_mul_ps(x, estimate), correction);
+  if constexpr (std::is_same_v<W, c10::BFloat16>) {
+    // A cubic of 2**r that is 1 at 0 and 2 at 1, and a 14-bit reciprocal: relative errors below 2**-12, where rounding
+    // to bfloat16 has 2**-9. An infinite denominator gives 0, NaN stays.
+    const __m512 exponent = _mm512_mul_ps(x, _mm512_set1_ps(-kLog2E));
+    constexpr float kCubic[] = {7.8267949e-2f, 2.2630768e-1f, 6.9542437e-1f, 1.0f};
+    const Vec<float> r = _mm512_reduce_ps(exponent, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const __m512 p = polynomial(kCubic, r);
+    const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_scalef_ps(p, exponent));
+    return _mm512_rcp14_ps(denominator);
+  } else if constexpr (std::is_same_v<A, float>) {
+    // 1 / (1 + 2**e) from a 14-bit estimate and one Newton step: a division would cost more than all else. The bound
+    // keeps 1 + 2**e finite; NaN stays.
+    const __m512 exponent = _mm512_min_ps(_mm512_set1_ps(126.0f), _mm512_mul_ps(x, _mm512_set1_ps(-kLog2E)));
+    const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exp2_score<float>(exponent));
+    const __m512 estimate = _mm512_rcp14_ps(denominator);
+    const __m512 correction = _mm512_fnmadd_ps(denominator, estimate, _mm512_set1_ps(2.0f));
+    return _mm512_mul_ps(estimate, correction);
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<A, float>) return _mm256_div_ps(_mm256_set1_ps(1.0f), one_plus_exp_minus(x));
+#endif
+  return Vec<A>(1) / (Vec<A>(1) + x.neg().exp());
+}
+
+// A value x * sigmoid(x), to the precision of W.
+template <typename W>
+inline Vec<float> silu(const Vec<float>& x) {
+#if defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+  return _mm256_div_ps(x, one_plus_exp_minus(x));
 #else
-  return x / (Vec<float>(1) + x.neg().exp());
+  return x * sigmoid<W>(x);
 #endif
 }
 
 // Biases are padded, so that whole vectors may be read.
+template <typename A>
 struct AddBias : Overwrite {
-  const float* bias;
+  const A* bias;
 
-  explicit AddBias(const float* bias) : bias(bias) {}
+  explicit AddBias(const A* bias) : bias(bias) {}
   template <typename T>
   Vec<T> operator()(int64_t /*row*/, int64_t column, const Vec<T>& value) const {
     return value + Vec<T>::loadu(bias + column);
   }
 };
 
-struct AddBiasSilu : AddBias {
+// W: of the products, whose precision the result needs.
+template <typename W>
+struct AddBiasSilu : AddBias<float> {
   using AddBias::AddBias;
   template <typename T>
   Vec<T> operator()(int64_t row, int64_t column, const Vec<T>& value) const {
-    return silu(AddBias::operator()<T>(row, column, value));
+    return silu<W>(AddBias::operator()<T>(row, column, value));
   }
 };
 
 // Adds to what is there: the residual.
-struct AddBiasToResidual : AddBias {
+struct AddBiasToResidual : AddBias<float> {
   static constexpr bool kAccumulate = true;
   using AddBias::AddBias;
 };
@@ -57,7 +94,7 @@ class LinearRunner {
       const PackedLinear<W>& layer, int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride,
       const Epilogue& epilogue) {
     const auto weight = PanelMatrix<W>::packed(layer.weight, layer.inputs);
-    const StridedMatrix<W> matrix{a, a_stride, 1};
+    const RowMajor<W> matrix{a, a_stride};
     gemm_panels(rows, layer.outputs, layer.inputs, matrix, weight, c, c_stride, epilogue);
   }
 
@@ -67,7 +104,8 @@ class LinearRunner {
       const PackedLinear<W>& layer, int64_t first, const Pieces& pieces, int64_t rows, const W* a, int64_t a_stride,
       W* c, int64_t c_stride, const Epilogue& epilogue) {
     const auto weight = PanelMatrix<W>::packed(layer.weight, layer.inputs);
-    const Product<W, Pieces> product{{a, a_stride, 1}, weight, c, c_stride, layer.inputs / pieces.count, pieces};
+    using Factors = Product<RowMajor<W>, PanelMatrix<W>, W, Pieces>;
+    const Factors product{{a, a_stride}, weight, c, c_stride, layer.inputs / pieces.count, pieces};
     gemm_columns(product, rows, first, std::min(first + kPackedColumns, layer.outputs), epilogue);
   }
 };

@@ -1,6 +1,8 @@
-// Linear layers in bfloat16 through torch's brgemm, which runs on the matrix units (AMX) where the processor has them.
+// Linear layers with bfloat16 products and float32 sums: on the matrix units (AMX) through torch's brgemm, else, where
+// the processor has them, with AVX-512's products of pairs.
 #pragma once
 
+#include "cpu/capability.h"
 #include "cpu/linear.h"
 
 #include <ATen/native/CPUBlas.h>
@@ -8,30 +10,49 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
-// A panel of outputs at a time in float32, then its epilogue on the way to c. Inputs are padded with zeros to pairs.
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+constexpr bool kPairProducts = true;
+
+// Pieces of inputs that are read in pairs.
+struct PairPieces : Pieces {
+  int64_t offset(int64_t piece) const { return Pieces::offset(piece) / 2; }
+};
+#else
+constexpr bool kPairProducts = false;
+#endif
+
+// Inputs are padded with zeros to pairs. brgemm leaves a panel of outputs at a time in float32, then their epilogue
+// runs on the way to c.
 template <>
 class LinearRunner<c10::BFloat16> {
  public:
-  static constexpr int64_t kMaxRows = 64;
-
-  LinearRunner() = default;
+  LinearRunner() : by_brgemm_(!kPairProducts || has_matrix_unit()) {}
   LinearRunner(const LinearRunner&) = delete;
   LinearRunner& operator=(const LinearRunner&) = delete;
   // The matrix units belong to the thread until then.
-  ~LinearRunner() { at::native::cpublas::brgemm_release(); }
+  ~LinearRunner() {
+    if (by_brgemm_) at::native::cpublas::brgemm_release();
+  }
 
   template <typename C, typename Epilogue>
   void operator()(
       const PackedLinear<c10::BFloat16>& layer, int64_t rows, const c10::BFloat16* a, int64_t a_stride, C* c,
       int64_t c_stride, const Epilogue& epilogue) {
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+    if (!by_brgemm_) {
+      const int64_t depth = padded_inputs<c10::BFloat16>(layer.inputs) / 2;
+      const RowMajor<Bfloat16Pair> matrix{factors(a), a_stride / 2};
+      const auto weight = PanelMatrix<Bfloat16Pair>::packed(factors(layer.weight), depth);
+      return gemm_panels(rows, layer.outputs, depth, matrix, weight, c, c_stride, epilogue);
+    }
+#endif
     const int64_t start = 0;
-    for (int64_t row = 0; row < rows; row += kMaxRows) {
-      const int64_t count = std::min(kMaxRows, rows - row);
+    for_row_blocks(rows, [&](int64_t row, int64_t count) {
       for (int64_t first = 0; first < layer.outputs; first += kPackedColumns) {
         multiply(layer, first, {1, &start}, count, a + row * a_stride, a_stride);
         finish(row, count, first, std::min(kPackedColumns, layer.outputs - first), c, c_stride, epilogue);
       }
-    }
+    });
   }
 
   // The outputs [first, first + kPackedColumns) alone, with inputs in pieces of an even length.
@@ -39,14 +60,30 @@ class LinearRunner<c10::BFloat16> {
   void panel(
       const PackedLinear<c10::BFloat16>& layer, int64_t first, const Pieces& pieces, int64_t rows,
       const c10::BFloat16* a, int64_t a_stride, C* c, int64_t c_stride, const Epilogue& epilogue) {
-    for (int64_t row = 0; row < rows; row += kMaxRows) {
-      const int64_t count = std::min(kMaxRows, rows - row);
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+    if (!by_brgemm_) {
+      const int64_t depth = padded_inputs<c10::BFloat16>(layer.inputs) / 2;
+      const auto weight = PanelMatrix<Bfloat16Pair>::packed(factors(layer.weight), depth);
+      using Factors = Product<RowMajor<Bfloat16Pair>, PanelMatrix<Bfloat16Pair>, C, PairPieces>;
+      const Factors product{{factors(a), a_stride / 2}, weight, c, c_stride, depth / pieces.count, { pieces }};
+      return gemm_columns(product, rows, first, std::min(first + kPackedColumns, layer.outputs), epilogue);
+    }
+#endif
+    for_row_blocks(rows, [&](int64_t row, int64_t count) {
       multiply(layer, first, pieces, count, a + row * a_stride, a_stride);
       finish(row, count, first, std::min(kPackedColumns, layer.outputs - first), c, c_stride, epilogue);
-    }
+    });
   }
 
  private:
+  static constexpr int64_t kMaxRows = 64;
+
+  // Calls function(first row, number of rows) for blocks of rows whose panel_ fits.
+  template <typename Function>
+  static void for_row_blocks(int64_t rows, const Function& function) {
+    for (int64_t row = 0; row < rows; row += kMaxRows) function(row, std::min(kMaxRows, rows - row));
+  }
+
   // panel_ = a weight^T for a panel of outputs.
   void multiply(
       const PackedLinear<c10::BFloat16>& layer, int64_t first, const Pieces& pieces, int64_t rows,
@@ -69,12 +106,13 @@ class LinearRunner<c10::BFloat16> {
         const int64_t lanes = std::min(kLanes, columns - j);
         C* target = c + (row + i) * c_stride + column + j;
         Vec<float> value = Vec<float>::loadu(panel_ + i * kPackedColumns + j);
-        if constexpr (Epilogue::kAccumulate) value = value + Vec<float>::loadu(target, lanes);
+        if constexpr (Epilogue::kAccumulate) value = value + load_as<float>(target, lanes);
         store_as(epilogue.template operator()<float>(row + i, column + j, value), target, lanes);
       }
     }
   }
 
+  bool by_brgemm_;
   alignas(64) float panel_[kMaxRows * kPackedColumns];
 };
 

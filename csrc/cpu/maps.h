@@ -1,10 +1,10 @@
 // Tensors as the maps of tokens that the kernels address.
 #pragma once
 
+#include "cpu/map_memory.h"
 #include "cpu/token_grid.h"
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 namespace mobilevit::cpu {
 
@@ -23,9 +23,7 @@ inline at::Tensor with_adjacent_channels(const at::Tensor& map) {
 }
 
 inline at::Tensor empty_map(const at::Tensor& like, int64_t channels) {
-  return at::empty(
-      {like.size(0), channels, like.size(2), like.size(3)},
-      like.options().memory_format(at::MemoryFormat::ChannelsLast));
+  return empty_map({like.size(0), channels, like.size(2), like.size(3)}, like.options());
 }
 
 // The dtype of sums and statistics: float64 for float64, else float32.

@@ -35,6 +35,13 @@ inline void pack_transposed_panel(const From* weight, int64_t weight_stride, int
   }
 }
 
+// The same in bfloat16, whose pairs of inputs stay together.
+inline void pack_transposed_panel(
+    const c10::BFloat16* weight, int64_t weight_stride, int64_t count, int64_t depth, c10::BFloat16* panel) {
+  const auto* pairs = reinterpret_cast<const float*>(weight);
+  pack_transposed_panel(pairs, weight_stride / 2, count, depth / 2, reinterpret_cast<float*>(panel));
+}
+
 // B[k, n] = weight[n, k]: the weight of a linear layer, [columns, depth] row-major.
 template <typename From, typename To>
 inline void pack_transposed(const From* weight, int64_t weight_stride, int64_t columns, int64_t depth, To* packed) {
@@ -56,5 +63,21 @@ inline void pack(const From* matrix, int64_t matrix_stride, int64_t columns, int
     }
   }
 }
+
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+// The same in bfloat16: rows 2k and 2k + 1 are pairs.
+inline void pack(
+    const c10::BFloat16* matrix, int64_t matrix_stride, int64_t columns, int64_t depth, c10::BFloat16* packed) {
+  constexpr int64_t kLanes = Vec<float>::size();
+  auto* panels = reinterpret_cast<Bfloat16Pair*>(packed);
+  for (int64_t k = 0; k < depth; k += 2) {
+    const c10::BFloat16 *first = matrix + k * matrix_stride, *second = first + matrix_stride;
+    for (int64_t column = 0; column < columns; column += kLanes) {
+      Bfloat16Pair* row = panels + (column - column % kPackedColumns) * (depth / 2) + k / 2 * kPackedColumns;
+      store_pairs(first + column, second + column, columns - column, row + column % kPackedColumns);
+    }
+  }
+}
+#endif
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

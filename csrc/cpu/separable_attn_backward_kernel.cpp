@@ -15,9 +15,12 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-template <typename T>
+// T: of the maps and weights; W: of the products' factors, the accumulation type or T = bfloat16.
+template <typename T, typename W>
 class Backward {
   using A = acc_t<T>;
+  using Factor = factor_t<W>;
+  static constexpr bool kPairs = kPerFactor<W> == 2;
 
  public:
   explicit Backward(const SeparableBackward& args)
@@ -32,14 +35,18 @@ class Backward {
         pooled_(static_cast<const A*>(args.pooled)),
         runs_(args.shape, kRunTokens),
         chunk_tokens_(chunk_tokens()),
+        factors_(factors_size()),
+        packed_value_(factors_.take(matrix_size())),
+        packed_out_(factors_.take(few_ ? 0 : matrix_size())),
+        packed_value_back_(factors_.take(few_ ? 0 : matrix_size())),
+        x_(factors_.take(chunk_size())),
+        grad_out_(factors_.take(chunk_size())),
+        grad_value_(factors_.take(chunk_size())),
+        x_factors_(factors_beside(x_)),
+        grad_out_factors_(factors_beside(grad_out_)),
+        grad_value_factors_(factors_beside(grad_value_)),
+        gated_factors_(reinterpret_cast<Factor*>(factors_.take(chunk_size()))),
         shared_(shared_size()),
-        packed_value_(shared_.take(matrix_size())),
-        packed_out_(shared_.take(few_ ? 0 : matrix_size())),
-        packed_value_back_(shared_.take(few_ ? 0 : matrix_size())),
-        x_(shared_.take(chunk_tokens_ * stride_)),
-        grad_out_(shared_.take(chunk_tokens_ * stride_)),
-        gated_(shared_.take(chunk_tokens_ * stride_)),
-        grad_value_(shared_.take(chunk_tokens_ * stride_)),
         run_sums_(shared_.take(runs_.count() * 4 * stride_)),
         context_(shared_.take(groups_ * stride_)),
         grad_context_(shared_.take(groups_ * stride_)),
@@ -75,9 +82,18 @@ class Backward {
   int64_t panels() const { return (channels_ + kPackedColumns - 1) / kPackedColumns; }
   bool one_chunk() const { return chunk_tokens_ == groups_ * tokens_; }
   A* run_sum(int64_t run, int64_t which) const { return run_sums_ + (run * kSums + which) * stride_; }
+  int64_t chunk_size() const { return chunk_tokens_ * stride_; }
+  int64_t factors_size() const { return (few_ ? 1 : 3) * matrix_size() + (kPairs ? 7 : 4) * chunk_size(); }
   int64_t shared_size() const {
-    return (few_ ? 1 : 3) * matrix_size() + 4 * chunk_tokens_ * stride_ +
-        (runs_.count() * kSums + 3 * groups_) * stride_ + Workspace<A>::padded(groups_ * tokens_);
+    return (runs_.count() * kSums + 3 * groups_) * stride_ + Workspace<A>::padded(groups_ * tokens_);
+  }
+  // For products over the tokens of a chunk: the rows themselves, or memory for their pairs of tokens.
+  Factor* factors_beside(W* rows) {
+    if constexpr (kPairs) {
+      return reinterpret_cast<Factor*>(factors_.take(chunk_size()));
+    } else {
+      return rows;
+    }
   }
 
   void pack_weights(const Part& part) {
@@ -94,13 +110,17 @@ class Backward {
     }
   }
 
+  int64_t depth() const { return channels_ / kPerFactor<W>; }
+  PanelMatrix<Factor> panels_of(const W* packed) const { return PanelMatrix<Factor>::packed(factors(packed), depth()); }
   // A weight as the matrix B: packed, or as it lies in memory.
-  PanelMatrix<A> panels_of(const T* weight, const A* packed) const {
+  using Panels = PanelMatrix<Factor, !std::is_same_v<T, A>>;
+  Panels panels_of(const T* weight, const W* packed) const {
     if constexpr (std::is_same_v<T, A>) {
-      if (few_) return PanelMatrix<A>::row_major(weight, channels_);
+      if (few_) return Panels::row_major(weight, channels_);
     }
-    return PanelMatrix<A>::packed(packed, channels_);
+    return Panels::packed(factors(packed), depth());
   }
+  RowMajor<Factor> rows_of(const W* rows) const { return {factors(rows), stride_ / kPerFactor<W>}; }
 
   // Chunks as equal as runs allow.
   int64_t chunk_tokens() const {
@@ -115,60 +135,91 @@ class Backward {
     const int64_t last = runs_.end_of(first, runs_.count(), chunk_tokens_);
     const int64_t tokens = runs_.offset(last) - runs_.offset(first);
     for_each_part(4 * tokens * square(), [&](const Part& part) {
+      Workspace<A> memory(kPairs ? 2 * kTileTokens * stride_ : 0);
+      A* buffer = memory.take(0);
       const int64_t end = first + part.end(last - first);
       for (int64_t run = first + part.begin(last - first); run < end;) {
-        const int64_t next = runs_.end_of(run, end, kTileTokens);
-        tile_gradients(run, next, runs_.offset(run) - runs_.offset(first));
+        const int64_t next = runs_.end_of(run, end, kTileTokens), row = runs_.offset(run) - runs_.offset(first);
+        if constexpr (kPairs) {
+          tile_gradients(run, next, row, buffer, buffer + kTileTokens * stride_);
+        } else {
+          tile_gradients(run, next, row, gated_factors_ + row * stride_, grad_value_ + row * stride_);
+        }
         run = next;
       }
     });
     if (!args_.want_grad_weights) return last;
     for_each_part(4 * tokens * square(), [&](const Part& part) {
       const int64_t begin = part.begin(channels_), rows = part.end(channels_) - begin;
-      add_products(grad_value_ + begin, x_, rows, tokens, first > 0, grad_value_weight() + begin * channels_);
+      const bool more = first > 0;
+      add_products(
+          grad_value_factors_ + begin, x_factors_, rows, tokens, more, grad_value_weight() + begin * channels_);
       A* grad_out_weight = static_cast<A*>(args_.grad_out_weight) + begin * channels_;
-      add_products(grad_out_ + begin, gated_, rows, tokens, first > 0, grad_out_weight);
+      add_products(grad_out_factors_ + begin, gated_factors_, rows, tokens, more, grad_out_weight);
     });
     return last;
   }
 
   A* grad_value_weight() const { return static_cast<A*>(args_.grad_qkv_weight) + (1 + channels_) * channels_; }
 
-  // Runs [begin, end), which lie at a row of the chunk's buffers.
-  void tile_gradients(int64_t begin, int64_t end, int64_t row) {
-    const int64_t offset = row * stride_, tokens = runs_.offset(end) - runs_.offset(begin);
-    A *x = x_ + offset, *grad_out = grad_out_ + offset, *gated = gated_ + offset, *grad_value = grad_value_ + offset;
-    for (int64_t i = begin, shift = 0; i < end; shift += runs_[i++].count * stride_) {
-      load(args_.x, runs_[i], x + shift);
-      load(args_.grad_out, runs_[i], grad_out + shift);
+  // Runs [begin, end), which lie at a row of the chunk's buffers; v and u go to rows of value and grad.
+  void tile_gradients(int64_t begin, int64_t end, int64_t row, A* value, A* grad) {
+    const int64_t tokens = runs_.offset(end) - runs_.offset(begin);
+    for (int64_t i = begin, at = row; i < end; at += runs_[i++].count) {
+      load(args_.x, runs_[i], x_ + at * stride_, x_factors_ + at / kPerFactor<W> * stride_);
+      load(args_.grad_out, runs_[i], grad_out_ + at * stride_, grad_out_factors_ + at / kPerFactor<W> * stride_);
     }
-    const auto value = PanelMatrix<A>::packed(packed_value_, channels_);
-    const PanelMatrix<A> out = panels_of(weights_.out, packed_out_);
-    const StridedMatrix<A> x_rows{x, stride_, 1}, grad_rows{grad_out, stride_, 1};
-    gemm_panels(tokens, channels_, channels_, x_rows, value, gated, stride_, Overwrite());
-    gemm_panels(tokens, channels_, channels_, grad_rows, out, grad_value, stride_, Overwrite());
-    for (int64_t i = begin, shift = 0; i < end; shift += runs_[i++].count * stride_) {
-      const GateVectors<A> vectors{
-          context_ + runs_[i].group * stride_, weights_.value_bias, run_sum(i, kContextSum), run_sum(i, kValueSum),
-          run_sum(i, kOutSum)};
-      gate_backward(runs_[i].count, channels_, stride_, vectors, grad_out + shift, gated + shift, grad_value + shift);
-      if (args_.want_grad_x && !one_chunk()) store(args_.grad_x, runs_[i], grad_value + shift);
+    const RowMajor<Factor> x = rows_of(x_ + row * stride_), grad_out = rows_of(grad_out_ + row * stride_);
+    gemm_panels(tokens, channels_, depth(), x, panels_of(packed_value_), value, stride_, Overwrite());
+    gemm_panels(tokens, channels_, depth(), grad_out, panels_of(weights_.out, packed_out_), grad, stride_, Overwrite());
+    for (int64_t i = begin, at = row; i < end; at += runs_[i++].count) {
+      gate(i, at, value + (at - row) * stride_, grad + (at - row) * stride_);
+      if (args_.want_grad_x && !one_chunk()) store(args_.grad_x, runs_[i], grad_value_ + at * stride_);
     }
   }
 
-  void load(const MapView& map, const TokenRun& run, A* rows) const {
+  // Of a run at a row of the chunk's buffers.
+  void gate(int64_t run, int64_t row, A* value, A* grad) {
+    const GateVectors<A> vectors{
+        context_ + runs_[run].group * stride_, weights_.value_bias, run_sum(run, kContextSum), run_sum(run, kValueSum),
+        run_sum(run, kOutSum)};
+    const int64_t count = runs_[run].count;
+    const W* grad_out = grad_out_ + row * stride_;
+    if constexpr (kPairs) {
+      const int64_t pairs = row / 2 * stride_;
+      gate_backward(
+          count, channels_, stride_, vectors, grad_out, value, grad, grad_value_ + row * stride_,
+          grad_value_factors_ + pairs, gated_factors_ + pairs);
+    } else {
+      gate_backward(count, channels_, stride_, vectors, grad_out, value, grad);
+    }
+  }
+
+  void load(const MapView& map, const TokenRun& run, W* rows, [[maybe_unused]] Factor* pairs) const {
+    load(map, run, rows);
+    if constexpr (kPairs) {
+      for (int64_t i = 0; i < run.count; i += 2, rows += 2 * stride_, pairs += stride_) {
+        for (int64_t c = 0; c < channels_; c += Vec<A>::size()) {
+          store_pairs(rows + c, rows + stride_ + c, Vec<A>::size(), pairs + c);
+        }
+      }
+    }
+  }
+  void load(const MapView& map, const TokenRun& run, W* rows) const {
     load_tokens<T>(run.slice(args_.shape, map), run.first, run.count, rows, stride_);
   }
-  void store(const MapView& map, const TokenRun& run, const A* rows) const {
+  void store(const MapView& map, const TokenRun& run, const W* rows) const {
     store_tokens<T>(run.slice(args_.shape, map), run.first, run.count, rows, stride_);
   }
 
   // sum (+)= left^T right over tokens; `left` has `rows` columns from here on, `right` has C.
-  void add_products(const A* left, const A* right, int64_t rows, int64_t tokens, bool accumulate, A* sum) const {
-    for (int64_t first = 0; first < tokens; first += kDepth) {
-      const int64_t depth = std::min(kDepth, tokens - first);
-      const StridedMatrix<A> a{left + first * stride_, 1, stride_};
-      const auto b = PanelMatrix<A>::row_major(right + first * stride_, stride_);
+  void add_products(
+      const Factor* left, const Factor* right, int64_t rows, int64_t tokens, bool accumulate, A* sum) const {
+    const int64_t length = tokens / kPerFactor<W>;
+    for (int64_t first = 0; first < length; first += kDepth) {
+      const int64_t depth = std::min(kDepth, length - first);
+      const ColumnMajor<Factor> a{left + first * stride_, stride_};
+      const auto b = PanelMatrix<Factor>::row_major(right + first * stride_, stride_);
       if (accumulate || first > 0) {
         gemm_panels(rows, channels_, depth, a, b, sum, channels_, Accumulate());
       } else {
@@ -202,20 +253,22 @@ class Backward {
       const T* key = weights_.key + first;
       const auto b = [&] {
         if constexpr (std::is_same_v<T, A>) {
-          return PanelMatrix<A>::row_major(key, channels_);
+          return PanelMatrix<A, false>::row_major(key, channels_);
         } else {
           pack(key, channels_, columns, channels_, packed);
           return PanelMatrix<A>::packed(packed, channels_);
         }
       }();
-      const StridedMatrix<A> a{grad_context_, stride_, 1};
+      const RowMajor<A> a{grad_context_, stride_};
       gemm(groups_, columns, channels_, a, b, grad_pooled_ + first, stride_, Overwrite());
     }
   }
 
   // Rows of x of a run: of the chunk where there is only one.
   const A* const* read_x(int64_t run, RunRows<T, kRunTokens>& rows) const {
-    if (one_chunk()) return rows.read(x_ + runs_.offset(run) * stride_, stride_, runs_[run].count);
+    if constexpr (!kPairs) {
+      if (one_chunk()) return rows.read(x_ + runs_.offset(run) * stride_, stride_, runs_[run].count);
+    }
     return rows.read(args_.x, runs_[run]);
   }
 
@@ -242,8 +295,8 @@ class Backward {
   // A share of grad_x, and of the sums that make the query weight's gradient.
   void finish_tokens(const Part& part) {
     const int64_t end = part.end(runs_.count());
-    Workspace<A> memory(2 * kTileTokens * stride_);
-    A *grad_value = memory.take(kTileTokens * stride_), *grad_x = memory.take(kTileTokens * stride_);
+    Workspace<W> memory(2 * kTileTokens * stride_);
+    W *grad_value = memory.take(kTileTokens * stride_), *grad_x = memory.take(kTileTokens * stride_);
     RunRows<T, kRunTokens> rows(args_.shape);
     for (int64_t run = part.begin(runs_.count()), last; run < end; run = last) {
       last = runs_.end_of(run, end, kTileTokens);
@@ -255,7 +308,7 @@ class Backward {
     }
   }
 
-  void finish_tile(int64_t begin, int64_t end, A* grad_value, A* grad_x) {
+  void finish_tile(int64_t begin, int64_t end, W* grad_value, W* grad_x) {
     const int64_t first = runs_.offset(begin), tokens = runs_.offset(end) - first;
     const A* grad_pooled[kTileTokens];
     for (int64_t i = begin, row = 0; i < end; ++i) {
@@ -263,10 +316,10 @@ class Backward {
       const A* of_group = grad_pooled_ + runs_[i].group * stride_;
       for (int64_t n = 0; n < runs_[i].count; ++n) grad_pooled[row++] = of_group;
     }
-    const StridedMatrix<A> a{one_chunk() ? grad_value_ + first * stride_ : grad_value, stride_, 1};
-    const PanelMatrix<A> b = panels_of(weights_.value, packed_value_back_);
+    const RowMajor<Factor> a = rows_of(one_chunk() ? grad_value_ + first * stride_ : grad_value);
+    const Panels b = panels_of(weights_.value, packed_value_back_);
     const AddPooledPath<A> pooled_path(grad_pooled, scores_ + first, grad_query_ + first, weights_.query);
-    gemm_panels(tokens, channels_, channels_, a, b, grad_x, stride_, pooled_path);
+    gemm_panels(tokens, channels_, depth(), a, b, grad_x, stride_, pooled_path);
     for (int64_t i = begin, row = 0; i < end; row += runs_[i++].count) {
       store(args_.grad_x, runs_[i], grad_x + row * stride_);
     }
@@ -283,10 +336,9 @@ class Backward {
     for_each_part(2 * groups_ * square(), [&](const Part& part) {
       // grad_key_weight = grad_context^T pooled
       const int64_t begin = part.begin(channels_), rows = part.end(channels_) - begin;
-      const StridedMatrix<A> grad_context{grad_context_ + begin, 1, stride_};
-      gemm(
-          rows, channels_, groups_, grad_context, pooled_, channels_, grad_key + begin * channels_, channels_,
-          Overwrite());
+      const ColumnMajor<A> grad_context{grad_context_ + begin, stride_};
+      const auto pooled = PanelMatrix<A, false>::row_major(pooled_, channels_);
+      gemm(rows, channels_, groups_, grad_context, pooled, grad_key + begin * channels_, channels_, Overwrite());
     });
   }
 
@@ -297,18 +349,29 @@ class Backward {
   const A *scores_, *pooled_;
   TokenRuns runs_;
   int64_t chunk_tokens_;
+  Workspace<W> factors_;
+  W *packed_value_, *packed_out_, *packed_value_back_;  // for v, u and grad_x
+  W *x_, *grad_out_, *grad_value_;                      // [chunk_tokens_, stride_]
+  Factor *x_factors_, *grad_out_factors_, *grad_value_factors_, *gated_factors_;
   Workspace<A> shared_;
-  A *packed_value_, *packed_out_, *packed_value_back_;  // for v, u and grad_x
-  A *x_, *grad_out_, *gated_, *grad_value_;             // [chunk_tokens_, stride_]
-  A* run_sums_;                                         // [runs, kSums, stride_]
-  A *context_, *grad_context_, *grad_pooled_;           // [groups, stride_]
-  A* grad_query_;                                       // [groups, N]
+  A* run_sums_;                                // [runs, kSums, stride_]
+  A *context_, *grad_context_, *grad_pooled_;  // [groups, stride_]
+  A* grad_query_;                              // [groups, N]
 };
 
 }  // namespace
 
 void separable_attn_backward(const SeparableBackward& args) {
-  with_dtype(args.shape.dtype, [&](auto element) { Backward<decltype(element)>(args).run(); });
+  [[maybe_unused]] const bool even = args.shape.channels % 2 == 0 && args.shape.grid.tokens() % 2 == 0;
+  with_dtype(args.shape.dtype, [&](auto element) {
+    using T = decltype(element);
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+    if constexpr (std::is_same_v<T, c10::BFloat16>) {
+      if (even && has_fast_pair_products()) return Backward<T, T>(args).run();
+    }
+#endif
+    Backward<T, acc_t<T>>(args).run();
+  });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

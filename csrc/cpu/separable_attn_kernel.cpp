@@ -6,6 +6,7 @@
 #include "cpu/separable_attn_kernel.h"
 
 #include "cpu/packed.h"
+#include "cpu/packed_dtypes.h"
 #include "cpu/separable_attn_rows.h"
 #include "cpu/separable_attn_tile.h"
 
@@ -40,27 +41,19 @@ template <typename A>
 struct GatedValue : Overwrite {
   const A* bias;
   const A* const* contexts;  // by row
+  int64_t first;             // channel of column 0
 
-  GatedValue(const A* bias, const A* const* contexts) : bias(bias), contexts(contexts) {}
+  GatedValue(const A* bias, const A* const* contexts, int64_t first = 0)
+      : bias(bias), contexts(contexts), first(first) {}
   template <typename T>
   Vec<T> operator()(int64_t row, int64_t channel, const Vec<T>& value) const {
-    const auto gate = Vec<T>::loadu(contexts[row] + channel);
+    const auto gate = Vec<T>::loadu(contexts[row] + first + channel);
     return at::vec::maximum(value + Vec<T>::loadu(bias + channel), Vec<T>(0)) * gate;
   }
 };
 
-template <typename A>
-struct AddBias : Overwrite {
-  const A* bias;
-
-  explicit AddBias(const A* bias) : bias(bias) {}
-  template <typename T>
-  Vec<T> operator()(int64_t /*row*/, int64_t channel, const Vec<T>& value) const {
-    return value + Vec<T>::loadu(bias + channel);
-  }
-};
-
-template <typename T>
+// T: of the map and the weights; W: of the products' factors, the accumulation type or T = bfloat16.
+template <typename T, typename W>
 class Forward {
   using A = acc_t<T>;
 
@@ -80,11 +73,12 @@ class Forward {
         pool_runs_(args.shape, kPoolTokens),
         x_(args_.shape, args_.x),
         out_(args_.shape, args_.out),
-        shared_(pool_runs_.count() * partial_size() + 2 * matrix_size() + groups_ * stride_ + 64),
+        shared_(pool_runs_.count() * partial_size() + groups_ * stride_ + 64),
         partials_(shared_.take(pool_runs_.count() * partial_size())),
-        packed_value_(shared_.take(matrix_size())),
-        packed_out_(shared_.take(matrix_size())),
-        gates_(shared_.take(groups_ * stride_)) {}
+        gates_(shared_.take(groups_ * stride_)),
+        factors_(2 * Workspace<W>::padded(matrix_size())),
+        packed_value_(factors_.take(matrix_size())),
+        packed_out_(factors_.take(matrix_size())) {}
 
   void run() {
     const int64_t pixels = pixels_, square = channels_ * channels_;
@@ -203,70 +197,69 @@ class Forward {
     }
   }
 
+  PackedLinear<W> linear(const W* packed) const { return {packed, nullptr, channels_, channels_}; }
+
   // Output rows [begin, end), tile by tile.
   void project(int64_t begin, int64_t end) {
     const int64_t tiles = (end - begin + kTileRows - 1) / kTileRows;
-    Workspace<A> memory(2 * kTileRows * stride_);
-    A *rows = memory.take(kTileRows * stride_), *gated = memory.take(kTileRows * stride_);
+    Workspace<W> memory(2 * kTileRows * stride_);
+    W *rows = memory.take(kTileRows * stride_), *gated = memory.take(kTileRows * stride_);
+    LinearRunner<W> runner;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const Part part{tile, tiles};
       const int64_t first = begin + part.begin(end - begin);
-      project_tile(first, begin + part.end(end - begin) - first, rows, gated);
+      project_tile(first, begin + part.end(end - begin) - first, rows, gated, runner);
     }
   }
 
-  void project_tile(int64_t first, int64_t count, A* rows, A* gated) {
+  void project_tile(int64_t first, int64_t count, W* rows, W* gated, LinearRunner<W>& runner) {
     const A* contexts[kTileRows];
     rows_of_groups(args_.shape.grid, first, count, gates_, stride_, contexts);
-    const auto value = PanelMatrix<A>::packed(packed_value_, channels_);
-    const auto out = PanelMatrix<A>::packed(packed_out_, channels_);
-    const StridedMatrix<A> x = x_.read(first, count, rows, stride_);
+    const RowMajor<W> x = x_.read(first, count, rows, stride_);
     const GatedValue<A> gate(weights_.value_bias, contexts);
-    gemm_panels(count, channels_, channels_, x, value, gated, stride_, gate);
+    runner(linear(packed_value_), count, x.data, x.stride, gated, stride_, gate);
     const bool in_place = out_.in_place();
-    A* result = in_place ? out_.row(first) : rows;
+    W* result = in_place ? out_.row(first) : rows;
     const int64_t result_stride = in_place ? out_.stride() : stride_;
-    const StridedMatrix<A> a{gated, stride_, 1};
-    gemm_panels(count, channels_, channels_, a, out, result, result_stride, AddBias<A>(weights_.out_bias));
+    runner(linear(packed_out_), count, gated, stride_, result, result_stride, AddBias(weights_.out_bias));
     if (!in_place) out_.write(first, count, 0, channels_, rows, stride_);
   }
 
-  // Packs a share of the panels of a weight one by one; calls function(panel, buffer [kFewPixels, kPackedColumns], its
-  // first column).
+  // Packs a share of the panels of a weight one by one; calls function(panel, its columns, its first column, buffer
+  // [kFewPixels, kPackedColumns]).
   template <typename Function>
   void for_each_panel(const Part& part, const T* weight, const Function& function) const {
-    Workspace<A> memory((channels_ + kFewPixels) * kPackedColumns);
-    A *packed = memory.take(channels_ * kPackedColumns), *buffer = memory.take(kFewPixels * kPackedColumns);
+    Workspace<W> memory((channels_ + kFewPixels) * kPackedColumns);
+    W *packed = memory.take(channels_ * kPackedColumns), *buffer = memory.take(kFewPixels * kPackedColumns);
     for (int64_t panel = part.begin(panels()); panel < part.end(panels()); ++panel) {
       const int64_t column = panel * kPackedColumns, count = std::min(kPackedColumns, channels_ - column);
       pack_transposed_panel(weight + column * channels_, channels_, count, channels_, packed);
-      function(PanelMatrix<A>{packed, kPackedColumns, 0}, buffer, column);
+      function(PackedLinear<W>{packed, nullptr, channels_, count}, column, buffer);
     }
   }
 
   // All rows at once; threads share the columns.
   void project_few() {
     const A* contexts[kFewPixels];
-    A *rows = packed_value_, *gated = packed_out_;
+    W *rows = packed_value_, *gated = packed_out_;
     rows_of_groups(args_.shape.grid, 0, pixels_, gates_, stride_, contexts);
-    const StridedMatrix<A> x = x_.read(0, pixels_, rows, stride_), a{gated, stride_, 1};
-    const GatedValue<A> gate(weights_.value_bias, contexts);
-    const AddBias<A> bias(weights_.out_bias);
+    const RowMajor<W> x = x_.read(0, pixels_, rows, stride_);
     const int64_t flops = 2 * channels_ * channels_ * pixels_;
     for_each_part(flops, [&](const Part& part) {
-      for_each_panel(part, weights_.value, [&](const PanelMatrix<A>& b, A* buffer, int64_t column) {
-        const int64_t end = std::min(column + kPackedColumns, channels_);
-        gemm_columns(Product<A>{x, b, gated, stride_, channels_}, pixels_, column, end, gate);
+      LinearRunner<W> runner;
+      for_each_panel(part, weights_.value, [&](const PackedLinear<W>& panel, int64_t column, W* /*buffer*/) {
+        const GatedValue<A> gate(weights_.value_bias + column, contexts, column);
+        runner(panel, pixels_, x.data, x.stride, gated + column, stride_, gate);
       });
     });
     for_each_part(flops, [&](const Part& part) {
-      for_each_panel(part, weights_.out, [&](const PanelMatrix<A>& b, A* buffer, int64_t column) {
-        const int64_t end = std::min(column + kPackedColumns, channels_);
+      LinearRunner<W> runner;
+      for_each_panel(part, weights_.out, [&](const PackedLinear<W>& panel, int64_t column, W* buffer) {
         const bool in_place = out_.in_place();
-        A* result = in_place ? out_.row(0) : buffer - column;
+        W* result = in_place ? out_.row(0) + column : buffer;
         const int64_t stride = in_place ? out_.stride() : kPackedColumns;
-        gemm_columns(Product<A>{a, b, result, stride, channels_}, pixels_, column, end, bias);
-        if (!in_place) out_.write(0, pixels_, column, end - column, buffer, stride);
+        runner(panel, pixels_, gated, stride_, result, stride, AddBias(weights_.out_bias + column));
+        if (!in_place) out_.write(0, pixels_, column, panel.outputs, buffer, stride);
       });
     });
   }
@@ -279,17 +272,20 @@ class Forward {
   LayerWeights<T> weights_;
   A *scores_, *pooled_, *context_;
   TokenRuns pool_runs_;
-  PixelRows<T> x_, out_;
+  PixelRows<T, W> x_, out_;
   Workspace<A> shared_;
-  A* partials_;                    // [pool runs, partial_size()]
-  A *packed_value_, *packed_out_;  // with few pixels: x and relu(v) * context, [kFewPixels, stride_]
-  A* gates_;                       // context in rows of stride_
+  A* partials_;  // [pool runs, partial_size()]
+  A* gates_;     // context in rows of stride_
+  Workspace<W> factors_;
+  W *packed_value_, *packed_out_;  // with few pixels: x and relu(v) * context, [kFewPixels, stride_]
 };
 
 }  // namespace
 
 void separable_attn_forward(const SeparableForward& args) {
-  with_dtype(args.shape.dtype, [&](auto element) { Forward<decltype(element)>(args).run(); });
+  with_factors(args.shape.dtype, args.shape.channels % 2 == 0, [&](auto element, auto factor) {
+    Forward<decltype(element), decltype(factor)>(args).run();
+  });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -25,6 +25,8 @@ struct SeparableForward {
   SeparableWeights weights;
   MapView x, out;
   void *scores, *pooled, *context;  // [B, P, N], [B, P, C], [B, P, C]
+
+  bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
 struct SeparableBackward {
@@ -34,6 +36,8 @@ struct SeparableBackward {
   const void *scores, *pooled, *context;
   bool want_grad_x, want_grad_weights;
   void *grad_qkv_weight, *grad_qkv_bias, *grad_out_weight, *grad_out_bias;
+
+  bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
 MOBILEVIT_DECLARE_KERNEL(separable_attn_forward, SeparableForward)

@@ -38,31 +38,31 @@ class PixelCursor {
   int64_t b_, h_, w_;
 };
 
-template <typename T>
+// W: type of the rows.
+template <typename T, typename W>
 class PixelRows {
-  using A = acc_t<T>;
-
  public:
   PixelRows(const SeparableShape& shape, const MapView& map) : shape_(shape), map_(map) {
     const TokenGrid& grid = shape.grid;
     stride_ = grid.width > 1 ? map.column_stride : grid.height > 1 ? map.row_stride : map.batch_stride;
-    in_place_ = std::is_same_v<T, A> && (grid.height == 1 || map.row_stride == grid.width * stride_) &&
+    in_place_ = std::is_same_v<T, W> && stride_ == padded_inputs<W>(stride_) &&
+        (grid.height == 1 || map.row_stride == grid.width * stride_) &&
         (grid.batch == 1 || map.batch_stride == grid.height * grid.width * stride_);
   }
 
   // Whether the rows can be operands of a product as they lie in the map, at stride().
   bool in_place() const { return in_place_; }
   int64_t stride() const { return stride_; }
-  A* row(int64_t pixel) const { return static_cast<A*>(map_.data) + pixel * stride_; }
+  W* row(int64_t pixel) const { return static_cast<W*>(map_.data) + pixel * stride_; }
 
   // Rows [first, first + count): of the map, or copied to a buffer of row stride `stride`.
-  StridedMatrix<A> read(int64_t first, int64_t count, A* buffer, int64_t stride) const {
-    if (in_place_) return {row(first), stride_, 1};
+  RowMajor<W> read(int64_t first, int64_t count, W* buffer, int64_t stride) const {
+    if (in_place_) return {row(first), stride_};
     for_each_row(first, count, [&](int64_t i, T* row) { convert_row(row, buffer + i * stride, shape_.channels); });
-    return {buffer, stride, 1};
+    return {buffer, stride};
   }
   // The `width` channels from `channel` on of rows [first, first + count), from a buffer of these channels.
-  void write(int64_t first, int64_t count, int64_t channel, int64_t width, const A* buffer, int64_t stride) const {
+  void write(int64_t first, int64_t count, int64_t channel, int64_t width, const W* buffer, int64_t stride) const {
     for_each_row(first, count, [&](int64_t i, T* row) { convert_row(buffer + i * stride, row + channel, width); });
   }
 

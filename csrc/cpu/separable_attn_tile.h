@@ -181,7 +181,7 @@ inline void weighted_sum_columns(
     const Vec<A> weight(weights[i]);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      total[v] = at::vec::fmadd(access.load(rows[i] + column + v * Vec<A>::size()), weight, total[v]);
+      total[v] = at::vec::fmadd(access.template load<A>(rows[i] + column + v * Vec<A>::size()), weight, total[v]);
     }
   }
   for (int v = 0; v < kVectors; ++v) access.store(total[v], sum + column + v * Vec<A>::size());

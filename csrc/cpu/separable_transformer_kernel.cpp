@@ -35,7 +35,7 @@ struct Statistics {
 };
 
 // relu(value) * context of the row's group.
-struct GateValue : AddBias {
+struct GateValue : AddBias<float> {
   const float* context;  // [positions, C]
   const int32_t* group;  // of each row
   int64_t channels;
@@ -49,7 +49,7 @@ struct GateValue : AddBias {
   }
 };
 
-template <typename T, typename W>
+template <typename W>
 class SampleTransformer {
   using Weights = TransformerWeights<SeparableLayerWeights<W>, W>;
   using Layer = SeparableLayerWeights<W>;
@@ -141,20 +141,20 @@ class SampleTransformer {
     }
   }
 
+  // Calls function(row, pixel of the map) for the rows of a tile.
   template <typename Function>
   void for_pixels(int64_t sample, const MapView& map, int64_t tile, const Function& function) const {
-    T* data = static_cast<T*>(map.data) + sample * map.batch_stride;
     const int64_t width = args_.shape.grid.width, first = first_row(tile), rows = count(tile);
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t pixel = first + i;
-      function(i, data + pixel / width * map.row_stride + pixel % width * map.column_stride);
-    }
+    with_storage_dtype(args_.shape.dtype, [&](auto element) {
+      auto* data = static_cast<decltype(element)*>(map.data) + sample * map.batch_stride;
+      for (int64_t i = first; i < first + rows; ++i) {
+        function(row(i), data + i / width * map.row_stride + i % width * map.column_stride);
+      }
+    });
   }
 
   void load(int64_t sample, int64_t tile) {
-    for_pixels(sample, args_.x, tile, [&](int64_t i, const T* pixel) {
-      convert_row(pixel, row(first_row(tile) + i), channels_);
-    });
+    for_pixels(sample, args_.x, tile, [&](float* row, const auto* pixel) { convert_row(pixel, row, channels_); });
     measure(tile);
   }
 
@@ -220,7 +220,7 @@ class SampleTransformer {
     float* x = row(first_row(tile));
     normalize(statistics, tile, scratch.normed);
     scratch.linear(
-        layer.fc1, rows, scratch.normed, stride_, scratch.hidden, hidden_stride_, AddBiasSilu(layer.fc1.bias));
+        layer.fc1, rows, scratch.normed, stride_, scratch.hidden, hidden_stride_, AddBiasSilu<W>(layer.fc1.bias));
     scratch.linear(layer.fc2, rows, scratch.hidden, hidden_stride_, x, channels_, AddBiasToResidual(layer.fc2.bias));
     measure(tile);
   }
@@ -230,7 +230,7 @@ class SampleTransformer {
     float* x = row(first_row(tile));
     normalize_row(x, count(tile) * channels_, statistics.mean, statistics.factor, x);
     scale_shift_rows(x, count(tile), channels_, weights_.norm_weight, weights_.norm_bias);
-    for_pixels(sample, args_.out, tile, [&](int64_t i, T* pixel) { convert_row(x + i * channels_, pixel, channels_); });
+    for_pixels(sample, args_.out, tile, [&](const float* row, auto* pixel) { convert_row(row, pixel, channels_); });
   }
 
   const Transformer& args_;
@@ -246,7 +246,7 @@ class SampleTransformer {
   float* partials_;  // [tiles, positions, partial]
 };
 
-template <typename T, typename W>
+template <typename W>
 void run(const Transformer& args) {
   const TransformerWeights<SeparableLayerWeights<W>, W> weights(
       args.packed, args.num_layers, args.shape.channels, args.shape.hidden);
@@ -254,12 +254,12 @@ void run(const Transformer& args) {
   const int64_t share = (batch + threads - 1) / threads;
   // Threads that would wait at least a quarter of the time share each sample instead.
   if (4 * batch < 3 * share * threads) {
-    SampleTransformer<T, W> transformer(args, weights, true);
+    SampleTransformer<W> transformer(args, weights, true);
     for (int64_t sample = 0; sample < batch; ++sample) transformer.run(sample);
     return;
   }
   at::parallel_for(0, batch, share, [&](int64_t begin, int64_t end) {
-    SampleTransformer<T, W> transformer(args, weights, false);
+    SampleTransformer<W> transformer(args, weights, false);
     for (int64_t sample = begin; sample < end; ++sample) transformer.run(sample);
   });
 }
@@ -267,9 +267,7 @@ void run(const Transformer& args) {
 }  // namespace
 
 void separable_transformer(const Transformer& args) {
-  with_dtypes(args.shape.dtype, args.packed_dtype, [&](auto element, auto weight) {
-    run<decltype(element), decltype(weight)>(args);
-  });
+  with_packed_dtype(args.packed_dtype, [&](auto weight) { run<decltype(weight)>(args); });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

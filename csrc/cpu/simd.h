@@ -23,7 +23,7 @@ using Vec = at::vec::Vectorized<T>;
 template <typename T>
 using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// dst[0, n) = src[0, n), converted between a storage type and its accumulation type.
+// dst[0, n) = src[0, n), converted; from one type of 16 bits to the other by way of float32.
 template <typename From, typename To>
 inline void convert_row(const From* src, To* dst, int64_t n) {
   if constexpr (std::is_same_v<From, To>) {
@@ -37,6 +37,14 @@ inline void convert_row(const From* src, To* dst, int64_t n) {
       const auto [low, high] = at::vec::convert_to_float<From>(Vec<From>::loadu(src + i, count));
       low.store(dst + i, static_cast<int>(std::min(count, kHalf)));
       if (count > kHalf) high.store(dst + i + kHalf, static_cast<int>(count - kHalf));
+    }
+  } else if constexpr (sizeof(From) == sizeof(To)) {
+    constexpr int64_t kPiece = 64;
+    alignas(64) float wide[kPiece];
+    for (int64_t i = 0; i < n; i += kPiece) {
+      const int64_t count = std::min(kPiece, n - i);
+      convert_row(src + i, wide, count);
+      convert_row(wide, dst + i, count);
     }
   } else {
     constexpr int64_t kHalf = Vec<float>::size();
@@ -133,7 +141,11 @@ inline Vec<A> load_as(const T* p, int64_t count = Vec<A>::size()) {
 template <typename T>
 inline auto to_storage(const Vec<float>& value) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+#else
     return at::vec::cvtfp32_bf16(value);
+#endif
   } else {
     return at::vec::cvtfp32_fp16(value);
   }
@@ -175,39 +187,40 @@ C10_ALWAYS_INLINE void fill_tile(Vec<T> (&sums)[kRows][kVectors], T value) {
   }
 }
 
-// 2**x for scores of softmax: x below 1 (with AVX-512 below 128), or NaN, which stays NaN; relative error below 2**-22
-// in float32.
+// sum_i coefficients[i] * x**(n - 1 - i)
+template <size_t kTerms>
+inline Vec<float> polynomial(const float (&coefficients)[kTerms], const Vec<float>& x) {
+  Vec<float> value(coefficients[0]);
+#pragma GCC unroll 8
+  for (size_t i = 1; i < kTerms; ++i) value = at::vec::fmadd(value, x, Vec<float>(coefficients[i]));
+  return value;
+}
+
+// Minimax polynomials of 2**x: on [0, 1], 1 at 0, with a relative error of 8.3e-8; on [-1/2, 1/2], below 2**-24.
+constexpr float kExp2OfFraction[] = {1.86712631523e-3f, 9.01703824435e-3f, 5.57999075046e-2f,
+                                     2.40164451650e-1f, 6.93151311689e-1f, 1.0f};
+constexpr float kExp2NearZero[] = {
+    1.5353361976e-4f, 1.3398874400e-3f, 9.6184373570e-3f, 5.5503324710e-2f, 2.4022651091e-1f, 6.9314718056e-1f, 1.0f};
+
+// 2**x for scores of softmax: x below 1 (with AVX2 or AVX-512 below 127), or NaN, which stays NaN; relative error below
+// 2**-22 in float32 where the result is normal.
 template <typename A>
 inline Vec<A> exp2_score(const Vec<A>& x) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
-    // x = floor(x) + r; the minimax polynomial of 2**r on [0, 1] that is 1 at 0 has a relative error of
-    // 8.3e-8. r is 0 for -inf.
-    const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    __m512 p = _mm512_set1_ps(1.86712631523e-3f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.01703824435e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.57999075046e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40164451650e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93151311689e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, x);  // by 2**floor(x)
+    // x = floor(x) + r; r is 0 for -inf.
+    const Vec<float> r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return _mm512_scalef_ps(polynomial(kExp2OfFraction, r), x);  // by 2**floor(x)
   }
 #elif defined(CPU_CAPABILITY_AVX2)
   if constexpr (std::is_same_v<A, float>) {
-    // As above, with 2**floor(x) made of bits; max returns its second operand where one is NaN.
-    const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(-150.0f), x);
-    const __m256 whole = _mm256_floor_ps(clamped);
-    const __m256 r = _mm256_sub_ps(clamped, whole);
-    __m256 p = _mm256_set1_ps(1.86712631523e-3f);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(9.01703824435e-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.57999075046e-2f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(2.40164451650e-1f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(6.93151311689e-1f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    // 2**(floor(x) + 64) is normal; below 2**-126 the product underflows as it should.
-    const __m256i exponent =
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127 + 64)), 23);
-    return _mm256_mul_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(exponent)), _mm256_set1_ps(0x1p-64f));
+    // As above, with floor(x) added to the exponent of the polynomial, which is 1 at 0: at the bound that leaves the
+    // bits of 0. max returns its second operand where one is NaN.
+    const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);
+    const __m256 whole = _mm256_floor_ps(bounded);
+    const Vec<float> p = polynomial(kExp2OfFraction, _mm256_sub_ps(bounded, whole));
+    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
   }
 #endif
   return x.exp2();
@@ -229,19 +242,20 @@ template <typename T>
 inline Vec<T> exp2_nonpositive(const Vec<T>& x) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<T, float>) {
-    // x = n + r with |r| <= 1/2; 2**r by a degree-6 polynomial (relative error below 2**-24). Below -200 the result
-    // is 0; max returns its second operand where one is NaN.
+    // x = n + r with |r| <= 1/2. Below -200 the result is 0; max returns its second operand where one is NaN.
     const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
     const __m512 n = _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 r = _mm512_sub_ps(clamped, n);
-    __m512 p = _mm512_set1_ps(1.5353361976e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3398874400e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.6184373570e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.5503324710e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.4022651091e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.9314718056e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
+    return _mm512_scalef_ps(polynomial(kExp2NearZero, _mm512_sub_ps(clamped, n)), n);
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<T, float>) {
+    const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(-150.0f), x);
+    const __m256 n = _mm256_round_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Vec<float> p = polynomial(kExp2NearZero, _mm256_sub_ps(clamped, n));
+    // 2**(n + 64) is normal; below 2**-126 the product underflows as it should.
+    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    const __m256i shifted = _mm256_add_epi32(exponent, _mm256_set1_epi32((127 + 64) << 23));
+    return _mm256_mul_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(shifted)), _mm256_set1_ps(0x1p-64f));
   }
 #endif
   return x.exp2();

@@ -1,6 +1,7 @@
 // Reading and writing the channels of consecutive tokens of one group, converted to the accumulation type.
 #pragma once
 
+#include "cpu/dtypes.h"
 #include "cpu/simd.h"
 #include "cpu/token_grid.h"
 
@@ -51,6 +52,20 @@ inline void store_tokens(const TokenSlice& slice, int64_t first, int64_t count, 
   for (int64_t i = 0; i < count; ++i, token.next()) {
     convert_row(rows + i * row_stride, data + token.offset(), slice.width);
   }
+}
+
+// The same for a map of any storage dtype.
+inline void load_tokens(
+    at::ScalarType dtype, const TokenSlice& slice, int64_t first, int64_t count, float* rows, int64_t row_stride) {
+  with_storage_dtype(
+      dtype, [&](auto element) { load_tokens<decltype(element)>(slice, first, count, rows, row_stride); });
+}
+
+inline void store_tokens(
+    at::ScalarType dtype, const TokenSlice& slice, int64_t first, int64_t count, const float* rows,
+    int64_t row_stride) {
+  with_storage_dtype(
+      dtype, [&](auto element) { store_tokens<decltype(element)>(slice, first, count, rows, row_stride); });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

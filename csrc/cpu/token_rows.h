@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <vector>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
@@ -56,6 +57,41 @@ inline void load_rows(const TokenRows<const T>& tokens, int64_t first, int64_t c
     }
   });
 }
+
+// The rows of the factors of products over tokens: here the tokens themselves.
+template <typename T, typename A>
+inline void load_pairs_of_rows(const TokenRows<const T>& tokens, int64_t count, A* rows, int64_t row_stride) {
+  load_rows(tokens, 0, count, rows, row_stride);
+}
+
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+// rows[i, 0 : width / 2] = pairs of channels of token first + i; the width is even. As above else.
+inline void load_rows(
+    const TokenRows<const c10::BFloat16>& tokens, int64_t first, int64_t count, Bfloat16Pair* rows,
+    int64_t row_stride) {
+  const int64_t width = tokens.width / 2;
+  for (int64_t i = 0; i < count; ++i) {
+    const Bfloat16Pair* token = factors(tokens[first + i]);
+    for (int64_t c = 0; c < width; c += kLanes<float>) {
+      const __m512i vector =
+          Operands<Bfloat16Pair>::load(token + c, static_cast<int>(std::min(width - c, kLanes<float>)));
+      _mm512_storeu_si512(rows + i * row_stride + c, vector);
+    }
+  }
+}
+
+// rows[i, 0 : width] = pairs of tokens 2i and 2i + 1, the last one with zeros where there is one token left.
+inline void load_pairs_of_rows(
+    const TokenRows<const c10::BFloat16>& tokens, int64_t count, Bfloat16Pair* rows, int64_t row_stride) {
+  const std::vector<c10::BFloat16> zeros(count % 2 == 0 ? 0 : tokens.width);
+  for (int64_t i = 0; i < count; i += 2) {
+    const c10::BFloat16 *first = tokens[i], *second = i + 1 < count ? tokens[i + 1] : zeros.data();
+    for (int64_t c = 0; c < tokens.width; c += kLanes<float>) {
+      store_pairs(first + c, second + c, tokens.width - c, rows + i / 2 * row_stride + c);
+    }
+  }
+}
+#endif
 
 // Brings rows into the second-level cache, a few with every step of other work: all at once they would queue for the
 // few misses that a core can have open.
@@ -129,9 +165,10 @@ inline void transpose_lanes(__m512 (&x)[4]) {
   x[3] = _mm512_shuffle_ps(high01, high23, 0xee);
 }
 
-// lanes[c, i] = rows[i, c] * factor for 16 rows and the channels [c, c + 4).
+// lanes[c, i] = change(rows[i, c]) for 16 rows and the channels [c, c + 4).
+template <typename Change>
 inline void four_channels_to_lanes(
-    const float* rows, int64_t row_stride, float* lanes, int64_t lane_stride, const __m512& factor) {
+    const float* rows, int64_t row_stride, float* lanes, int64_t lane_stride, const Change& change) {
   __m512 x[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -143,7 +180,19 @@ inline void four_channels_to_lanes(
   }
   transpose_lanes(x);
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) _mm512_storeu_ps(lanes + i * lane_stride, _mm512_mul_ps(x[i], factor));
+  for (int i = 0; i < 4; ++i) _mm512_storeu_ps(lanes + i * lane_stride, change(x[i]));
+}
+
+// The same for all rows and channels.
+template <typename Change>
+inline void channels_to_lanes(
+    const float* rows, int64_t row_stride, int64_t count, int64_t width, float* lanes, int64_t lane_stride,
+    const Change& change) {
+  for (int64_t i = 0; i < count; i += kLanes<float>) {
+    for (int64_t c = 0; c < width; c += kChannelGroup) {
+      four_channels_to_lanes(rows + i * row_stride + c, row_stride, lanes + c * lane_stride + i, lane_stride, change);
+    }
+  }
 }
 
 // rows[i, c] = lanes[c, i] for 16 rows and the channels [c, c + 4).
@@ -170,12 +219,10 @@ inline void tokens_to_lanes(
     const A* rows, int64_t row_stride, int64_t count, int64_t width, A* lanes, int64_t lane_stride, A factor) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
-    for (int64_t i = 0; i < count; i += kLanes<A>) {
-      for (int64_t c = 0; c < width; c += kChannelGroup) {
-        four_channels_to_lanes(
-            rows + i * row_stride + c, row_stride, lanes + c * lane_stride + i, lane_stride, _mm512_set1_ps(factor));
-      }
-    }
+    const __m512 scale = _mm512_set1_ps(factor);
+    channels_to_lanes(rows, row_stride, count, width, lanes, lane_stride, [scale](const __m512& values) {
+      return _mm512_mul_ps(values, scale);
+    });
     return;
   }
 #endif
@@ -185,6 +232,20 @@ inline void tokens_to_lanes(
     for (int64_t i = 0; i < count; i += kLanes<A>) (Vec<A>::loadu(row + i) * Vec<A>(factor)).store(row + i);
   }
 }
+
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+// The same for pairs; the factor is 1 or -1.
+inline void tokens_to_lanes(
+    const Bfloat16Pair* rows, int64_t row_stride, int64_t count, int64_t width, Bfloat16Pair* lanes,
+    int64_t lane_stride, float factor) {
+  const __m512i signs = _mm512_set1_epi32(factor < 0 ? static_cast<int>(0x80008000u) : 0);
+  channels_to_lanes(
+      reinterpret_cast<const float*>(rows), row_stride, count, width, reinterpret_cast<float*>(lanes), lane_stride,
+      [signs](const __m512& pairs) {
+        return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(pairs), signs));
+      });
+}
+#endif
 
 // The reverse, without a factor.
 template <typename A>

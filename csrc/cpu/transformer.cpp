@@ -1,5 +1,6 @@
 // mobilevit::transformer and mobilevit::separable_transformer on the CPU.
 #include "checks.h"
+#include "cpu/map_memory.h"
 #include "cpu/maps.h"
 #include "cpu/transformer_kernel.h"
 
@@ -34,7 +35,7 @@ at::Tensor run(
       packed.numel() == total, "packed: expected ", total, " elements for ", num_layers, " layers of ", channels,
       " channels and ", hidden_dim, " hidden ones, got ", packed.numel());
   const at::Tensor map = with_adjacent_channels(x);
-  const at::Tensor out = empty_map(x, channels);
+  const at::Tensor out = empty_map(x.sizes(), x.options());
   if (out.numel() > 0) {
     const TransformerShape shape{grid_of(x, patch_size), channels, hidden_dim, num_heads, eps, x.scalar_type()};
     kernel({shape, view_of(map), view_of(out), packed.const_data_ptr(), packed.scalar_type(), num_layers});

@@ -20,7 +20,7 @@ constexpr int64_t kTileRows = 48;             // rows that go through a feed-for
 constexpr int64_t kCacheBytes = 1024 * 1024;  // of a core's L2, for the tokens of the groups that it runs at once
 
 // The tokens of some consecutive groups, group after group, through all layers.
-template <typename T, typename W>
+template <typename W>
 class GroupTransformer {
   using Weights = TransformerWeights<TransformerLayerWeights<W>, W>;
   using Layer = TransformerLayerWeights<W>;
@@ -47,7 +47,7 @@ class GroupTransformer {
     const int64_t rows = groups * tokens_;
     for_tiles(groups, [&](Scratch&, int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
-        load_tokens<T>(slice(group, args_.x), 0, tokens_, row(group * tokens_), channels_);
+        load_tokens(args_.shape.dtype, slice(group, args_.x), 0, tokens_, row(group * tokens_), channels_);
       }
     });
     for (const Layer& layer : weights_.layers) {
@@ -155,7 +155,7 @@ class GroupTransformer {
     scratch.linear(layer.proj, count, attended, stride_, x, channels_, AddBiasToResidual(layer.proj.bias));
     normalize_rows(x, count, channels_, args_.shape.eps, scratch.normed, stride_);
     scratch.linear(
-        layer.fc1, count, scratch.normed, stride_, scratch.hidden, hidden_stride_, AddBiasSilu(layer.fc1.bias));
+        layer.fc1, count, scratch.normed, stride_, scratch.hidden, hidden_stride_, AddBiasSilu<W>(layer.fc1.bias));
     scratch.linear(layer.fc2, count, scratch.hidden, hidden_stride_, x, channels_, AddBiasToResidual(layer.fc2.bias));
   }
 
@@ -164,7 +164,7 @@ class GroupTransformer {
     float* x = row(group * tokens_);
     normalize_rows(x, tokens_, channels_, args_.shape.eps, x, channels_);
     scale_shift_rows(x, tokens_, channels_, weights_.norm_weight, weights_.norm_bias);
-    store_tokens<T>(slice(group, args_.out), 0, tokens_, x, channels_);
+    store_tokens(args_.shape.dtype, slice(group, args_.out), 0, tokens_, x, channels_);
   }
 
   const Transformer& args_;
@@ -185,7 +185,7 @@ int64_t groups_at_once(const TransformerShape& shape, int64_t share) {
   return std::clamp<int64_t>(kCacheBytes / bytes, 1, share);
 }
 
-template <typename T, typename W>
+template <typename W>
 void run(const Transformer& args) {
   const TransformerShape& shape = args.shape;
   const TransformerWeights<TransformerLayerWeights<W>, W> weights(
@@ -195,12 +195,12 @@ void run(const Transformer& args) {
   const int64_t share = (groups + threads - 1) / threads;
   // Threads would wait at least a quarter of the time.
   if (4 * groups < 3 * share * threads) {
-    GroupTransformer<T, W>(args, weights, groups, true).run(0, groups);
+    GroupTransformer<W>(args, weights, groups, true).run(0, groups);
     return;
   }
   const int64_t at_once = groups_at_once(shape, share);
   at::parallel_for(0, groups, share, [&](int64_t begin, int64_t end) {
-    GroupTransformer<T, W> transformer(args, weights, at_once, false);
+    GroupTransformer<W> transformer(args, weights, at_once, false);
     for (int64_t first = begin; first < end; first += at_once) {
       transformer.run(first, std::min(at_once, end - first));
     }
@@ -210,9 +210,7 @@ void run(const Transformer& args) {
 }  // namespace
 
 void transformer(const Transformer& args) {
-  with_dtypes(args.shape.dtype, args.packed_dtype, [&](auto element, auto weight) {
-    run<decltype(element), decltype(weight)>(args);
-  });
+  with_packed_dtype(args.packed_dtype, [&](auto weight) { run<decltype(weight)>(args); });
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

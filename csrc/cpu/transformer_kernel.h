@@ -22,6 +22,8 @@ struct Transformer {
   const void* packed;
   at::ScalarType packed_dtype;  // float32, or bfloat16 for products on the matrix units
   int64_t num_layers;
+
+  bool in_bfloat16() const { return packed_dtype == at::kBFloat16; }
 };
 
 MOBILEVIT_DECLARE_KERNEL(transformer, Transformer)

@@ -3,6 +3,7 @@
 #include "cpu/maps.h"
 #include "cpu/unfold_attn_fold_kernel.h"
 
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>

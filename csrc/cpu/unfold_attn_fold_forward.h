@@ -12,6 +12,8 @@
 #include "cpu/unfold_attn_fold_task.h"
 
 #include <limits>
+#include <optional>
+#include <type_traits>
 #include <vector>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
@@ -19,34 +21,40 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 constexpr int64_t kKeyBlock = 256;  // keys whose scores for one panel of queries stay in L1
 constexpr int kPanelVectors = 2;    // queries of a panel, in vectors
 
-// The products and the softmax of one panel of queries, in a thread's own memory.
-template <typename A>
+// The products and the softmax of one panel of queries, in a thread's own memory. F: factors of the products, numbers
+// or pairs: of channels in the scores, of keys in the output. A pair whose second key is missing has zeros there.
+template <typename F>
 class ForwardPanel {
  protected:
+  using A = sum_t<F>;
   static constexpr int64_t kPanel = kPanelVectors * kLanes<A>;
+  static constexpr int64_t kPer = std::is_same_v<F, Bfloat16Pair> ? 2 : 1;  // values in a factor
 
   explicit ForwardPanel(const AttnForward& args)
       : args_(args),
         tokens_(args.shape.grid.tokens()),
         dim_(args.shape.head_dim),
         direct_(tokens_ <= kKeyBlock && channels_on_lanes<A>(tokens_, dim_)),
-        row_stride_(round_up(dim_, kChannelGroup)),
-        value_stride_(direct_ ? round_up(dim_, kLanes<A>) : row_stride_),
-        workspace_(workspace_size()),
-        keys_(workspace_.take(rows_size(row_stride_))),
-        values_(workspace_.take(rows_size(value_stride_))),
-        scores_(workspace_.take(key_block() * kPanel)),
-        rows_(workspace_.take(kPanel * row_stride_ + kLanes<A>)),
-        query_(workspace_.take(row_stride_ * kPanel)),
-        result_(workspace_.take(row_stride_ * kPanel)),
-        softmax_{workspace_.take(kPanel), workspace_.take(kPanel), workspace_.take(kPanel)} {}
+        row_stride_(round_up(dim_ / kPer, kChannelGroup)),
+        value_stride_(direct_ ? round_up(dim_, kLanes<A>) : round_up(dim_, kChannelGroup)),
+        out_stride_(round_up(dim_, kChannelGroup)),
+        factors_(factors_size()),
+        keys_(factors_.take(rows_size(tokens_, row_stride_))),
+        values_(factors_.take(rows_size(row_pairs(tokens_), value_stride_))),
+        rows_(factors_.take(rows_size(kPanel, row_stride_))),
+        query_(factors_.take(row_stride_ * kPanel)),
+        sums_(sums_size()),
+        scores_(sums_.take(key_block() * kPanel)),
+        out_rows_(sums_.take(kPanel * out_stride_)),
+        result_(sums_.take(out_stride_ * kPanel)),
+        softmax_{sums_.take(kPanel), sums_.take(kPanel), sums_.take(kPanel)} {}
 
-  // The loaded rows of `count` queries against all keys: leaves result_, or with direct_ scores_ and softmax_.
+  // The loaded rows of `count` queries against all keys: leaves out_rows_, or with direct_ scores_ and softmax_.
   template <int kVectors>
   void attend(int64_t count, A* logsumexp) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
-    std::fill(rows_ + count * row_stride_, rows_ + kWidth * row_stride_, A(0));
-    tokens_to_lanes(rows_, row_stride_, kWidth, dim_, query_, kWidth, score_sign<A>(args_.shape));
+    std::fill(rows_ + count * row_stride_, rows_ + kWidth * row_stride_, F{});
+    tokens_to_lanes(rows_, row_stride_, kWidth, dim_ / kPer, query_, kWidth, score_sign<A>(args_.shape));
     softmax_.template begin<kVectors>();
     for (int64_t key = 0; key < tokens_; key += kKeyBlock) {
       const int64_t keys = std::min(kKeyBlock, tokens_ - key);
@@ -55,16 +63,20 @@ class ForwardPanel {
     }
     if (logsumexp != nullptr) store_logsumexp(logsumexp, count);
     invert_sums<kVectors>();
-    if (!direct_) lanes_to_tokens(result_, kWidth, kWidth, dim_, rows_, row_stride_);
+    if (!direct_) lanes_to_tokens(result_, kWidth, kWidth, dim_, out_rows_, out_stride_);
   }
+  static constexpr int64_t row_pairs(int64_t rows) { return (rows + kPer - 1) / kPer; }
 
  private:
   int64_t key_block() const { return std::min(tokens_, kKeyBlock); }
-  int64_t rows_size(int64_t stride) const { return tokens_ * stride + kLanes<A>; }
-  int64_t workspace_size() const {
+  static int64_t rows_size(int64_t rows, int64_t stride) { return Workspace<F>::padded(rows * stride + kLanes<A>); }
+  int64_t factors_size() const {
+    return rows_size(tokens_, row_stride_) + rows_size(row_pairs(tokens_), value_stride_) +
+        rows_size(kPanel, row_stride_) + Workspace<F>::padded(row_stride_ * kPanel);
+  }
+  int64_t sums_size() const {
     const auto padded = Workspace<A>::padded;
-    return padded(rows_size(row_stride_)) + padded(rows_size(value_stride_)) + padded(key_block() * kPanel) +
-        padded(kPanel * row_stride_ + kLanes<A>) + 2 * padded(row_stride_ * kPanel) + 3 * padded(kPanel);
+    return padded(key_block() * kPanel) + 2 * padded(out_stride_ * kPanel) + 3 * padded(kPanel);
   }
 
   // scores_ [keys, queries], turned into probabilities.
@@ -75,7 +87,7 @@ class ForwardPanel {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) maxima[v] = Vec<A>(-std::numeric_limits<A>::infinity());
     multiply<Scalars::kRows, kVectors>(
-        keys, TileProduct<A>{keys_ + key * row_stride_, row_stride_, query_, kWidth, dim_},
+        keys, TileProduct<F>{keys_ + key * row_stride_, row_stride_, query_, kWidth, dim_ / kPer},
         [scores = scores_, &maxima](int64_t row, auto& sums) {
           Vec<A> tile_maxima[kVectors];
           std::copy_n(maxima, kVectors, tile_maxima);
@@ -86,7 +98,7 @@ class ForwardPanel {
           std::copy_n(tile_maxima, kVectors, maxima);
         },
         [&] { prefetcher_.step(); });
-    softmax_.template exponentiate<kVectors>(keys, score_factor<A>(args_.shape), maxima, scores_);
+    softmax_.template exponentiate<F, kVectors>(keys, score_factor<A>(args_.shape), maxima, scores_);
   }
 
   // result_ [head_dim, queries] = result_ * decay + values^T probabilities
@@ -94,7 +106,8 @@ class ForwardPanel {
   void weigh(int64_t key, int64_t keys) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     multiply<Scalars::kColumns, kVectors>(
-        dim_, TileProduct<A>{values_ + key * value_stride_, value_stride_, scores_, kWidth, keys},
+        dim_,
+        TileProduct<F>{values_ + key / kPer * value_stride_, value_stride_, probabilities(), kWidth, row_pairs(keys)},
         [result = result_, decay = softmax_.decay, key](int64_t row, auto& sums) {
           for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) {
             A* target = result + (row + m) * kWidth + v * kLanes<A>;
@@ -127,37 +140,44 @@ class ForwardPanel {
   }
 
  protected:
+  // [key block / kPer, panel], in the place of the scores.
+  const F* probabilities() const { return reinterpret_cast<const F*>(scores_); }
+
   const AttnForward& args_;
   int64_t tokens_, dim_;
   bool direct_;  // channels on the lanes of the output
-  int64_t row_stride_, value_stride_;
-  Workspace<A> workspace_;
-  A* keys_;             // [tokens, row_stride]
-  A* values_;           // [tokens, value_stride]
-  A* scores_;           // [key block, panel]
-  A* rows_;             // [panel, row_stride]
-  A *query_, *result_;  // [head_dim, panel]
+  int64_t row_stride_, value_stride_, out_stride_;
+  Workspace<F> factors_;
+  F* keys_;    // [tokens, row_stride]
+  F* values_;  // [tokens / kPer, value_stride]
+  F* rows_;    // of queries, [panel, row_stride]
+  F* query_;   // [head_dim / kPer, panel]
+  Workspace<A> sums_;
+  A* scores_;    // [key block, panel]
+  A* out_rows_;  // [panel, out_stride]
+  A* result_;    // [head_dim, panel]
   OnlineSoftmax<A> softmax_;
   RowPrefetcher prefetcher_;  // of the next task's rows
 };
 
-template <typename T>
-class AttentionForward : ForwardPanel<acc_t<T>> {
-  using A = acc_t<T>;
-  using Panel = ForwardPanel<A>;
+// T: of the maps; F: factors of the products.
+template <typename T, typename F>
+class AttentionForwardBy : ForwardPanel<F> {
+  using Panel = ForwardPanel<F>;
   using Panel::args_, Panel::tokens_, Panel::dim_, Panel::direct_, Panel::row_stride_, Panel::value_stride_,
-      Panel::kPanel;
-  using Panel::keys_, Panel::values_, Panel::scores_, Panel::rows_, Panel::softmax_, Panel::prefetcher_;
+      Panel::out_stride_, Panel::kPanel, Panel::kPer, Panel::row_pairs, Panel::probabilities;
+  using Panel::keys_, Panel::values_, Panel::rows_, Panel::out_rows_, Panel::softmax_, Panel::prefetcher_;
+  using typename Panel::A;
 
  public:
-  explicit AttentionForward(const AttnForward& args) : Panel(args), offsets_(2 * tokens_) {
+  explicit AttentionForwardBy(const AttnForward& args) : Panel(args), offsets_(2 * tokens_) {
     fill_token_offsets(args.shape.grid, args.qkv, qkv_offsets());
     fill_token_offsets(args.shape.grid, args.out, out_offsets());
   }
 
   void run(const Task& task, const Task& next) {
     load_rows(qkv_rows(task, 1), 0, tokens_, keys_, row_stride_);
-    load_rows(qkv_rows(task, 2), 0, tokens_, values_, value_stride_);
+    load_pairs_of_rows(qkv_rows(task, 2), tokens_, values_, value_stride_);
     const int64_t panels = (tokens_ + kPanel - 1) / kPanel;
     prefetcher_.template start<T>(
         {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), out_rows(next)}, prefetched_tokens(args_.shape),
@@ -183,14 +203,14 @@ class AttentionForward : ForwardPanel<acc_t<T>> {
       Panel::template attend<kVectors>(count, logsumexp);
       if (direct_) weigh_direct<kVectors>(out_rows(task), first, count);
     });
-    if (!direct_) store_rows(out_rows(task), first, count, rows_, row_stride_);
+    if (!direct_) store_rows(out_rows(task), first, count, out_rows_, out_stride_);
   }
 
   // The output rows at once: probabilities [queries, keys] times values [keys, head_dim], over the sums.
   template <int kVectors>
   void weigh_direct(const TokenRows<T>& out, int64_t first, int64_t count) {
     multiply_wide<Scalars::kColumns>(
-        count, dim_, TileProduct<A>{scores_, kVectors * kLanes<A>, values_, value_stride_, tokens_},
+        count, dim_, TileProduct<F>{probabilities(), kVectors * kLanes<A>, values_, value_stride_, row_pairs(tokens_)},
         [out, first, inverse = softmax_.sum](int64_t row, int64_t column, const Vec<A>& sum) {
           const Vec<A> value = sum * Vec<A>(inverse[row]);
           store_as(value, out[first + row] + column, std::min(out.width - column, kLanes<A>));
@@ -198,6 +218,37 @@ class AttentionForward : ForwardPanel<acc_t<T>> {
   }
 
   std::vector<int64_t> offsets_;
+};
+
+// One thread's attention in the arithmetic that is fastest for T.
+template <typename T>
+class AttentionForward {
+ public:
+  explicit AttentionForward(const AttnForward& args) {
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+    if (std::is_same_v<T, c10::BFloat16> && args.shape.head_dim % 2 == 0 && has_fast_pair_products()) {
+      by_pairs_.emplace(args);
+      return;
+    }
+#endif
+    by_numbers_.emplace(args);
+  }
+
+  void run(const Task& task, const Task& next) {
+    if (by_numbers_) return by_numbers_->run(task, next);
+    if constexpr (!std::is_same_v<ByPairs, ByNumbers>) by_pairs_->run(task, next);
+  }
+
+ private:
+  using ByNumbers = AttentionForwardBy<T, acc_t<T>>;
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+  using ByPairs = AttentionForwardBy<T, std::conditional_t<std::is_same_v<T, c10::BFloat16>, Bfloat16Pair, acc_t<T>>>;
+#else
+  using ByPairs = ByNumbers;
+#endif
+
+  std::optional<ByNumbers> by_numbers_;
+  std::optional<ByPairs> by_pairs_;
 };
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

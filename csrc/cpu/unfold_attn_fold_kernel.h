@@ -17,12 +17,16 @@ struct AttnForward {
   AttnShape shape;
   MapView qkv, out;
   void* logsumexp;  // [B, P, heads, N], or null where it is not wanted
+
+  bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
 struct AttnBackward {
   AttnShape shape;
   MapView grad_out, qkv, out, grad_qkv;
   const void* logsumexp;
+
+  bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
 MOBILEVIT_DECLARE_KERNEL(unfold_attn_fold_forward, AttnForward)

@@ -7,6 +7,32 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
+// Rows of probabilities, two keys at a time, in the place of their products.
+template <typename F>
+struct ProbabilityRows {
+  F* lanes;
+  int64_t stride;
+
+  void store(int64_t key, const Vec<F>& first, const Vec<F>& second) const {
+    first.store(lanes + key * stride);
+    second.store(lanes + (key + 1) * stride);
+  }
+  void store(int64_t key, const Vec<F>& last) const { last.store(lanes + key * stride); }
+};
+
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+template <>
+struct ProbabilityRows<Bfloat16Pair> {
+  float* lanes;
+  int64_t stride;
+
+  void store(int64_t key, const Vec<float>& first, const Vec<float>& second) const {
+    store_pairs(first, second, reinterpret_cast<Bfloat16Pair*>(lanes + key / 2 * stride));
+  }
+  void store(int64_t key, const Vec<float>& last) const { store(key, last, Vec<float>(0)); }
+};
+#endif
+
 // Statistics of a panel of queries, one number per lane, of scores in units of log 2 (Milakov and Gimelshein, "Online
 // normalizer calculation for softmax", arXiv 1805.02867).
 template <typename A>
@@ -22,8 +48,9 @@ struct OnlineSoftmax {
   }
 
   // Replaces products [keys, kVectors] by 2**(score - origin), score = factor * product, and updates the statistics.
-  // factor >= 0; block_maxima are those of the products.
-  template <int kVectors>
+  // factor >= 0; block_maxima are those of the products. F: what the result is a factor of; its pairs of keys
+  // [ceil(keys / 2), kVectors] lie at the beginning of the products.
+  template <typename F, int kVectors>
   void exponentiate(int64_t keys, A factor, const Vec<A> (&block_maxima)[kVectors], A* products) {
     constexpr int kChains = 4;  // independent sums hide each other's latency and round less than one
     constexpr int64_t kWidth = kVectors * kLanes<A>;
@@ -36,17 +63,25 @@ struct OnlineSoftmax {
       const Vec<A> block_decay = exp2_score<A>(old_maximum - origin);
       Vec<A> sums[kChains] = {A(0), A(0), A(0), A(0)};
       const auto step = [&](int64_t k, int chain) {
-        A* row = products + k * kWidth + lane;
-        const Vec<A> probability = exp2_score<A>(at::vec::fmsub(Vec<A>::loadu(row), Vec<A>(factor), origin));
-        probability.store(row);
+        const Vec<A> product = Vec<A>::loadu(products + k * kWidth + lane);
+        const Vec<A> probability = exp2_score<A>(at::vec::fmsub(product, Vec<A>(factor), origin));
         sums[chain] = sums[chain] + probability;
+        return probability;
       };
+      const ProbabilityRows<F> rows{products + lane, kWidth};
       int64_t k = 0;
       for (; k + kChains <= keys; k += kChains) {
 #pragma GCC unroll 4
-        for (int chain = 0; chain < kChains; ++chain) step(k + chain, chain);
+        for (int chain = 0; chain < kChains; chain += 2) {
+          const Vec<A> first = step(k + chain, chain), second = step(k + chain + 1, chain + 1);
+          rows.store(k + chain, first, second);
+        }
       }
-      for (; k < keys; ++k) step(k, 0);
+      for (; k + 2 <= keys; k += 2) {
+        const Vec<A> first = step(k, 0), second = step(k + 1, 1);
+        rows.store(k, first, second);
+      }
+      if (k < keys) rows.store(k, step(k, 0));
       const Vec<A> block_sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       at::vec::fmadd(Vec<A>::loadu(sum + lane), block_decay, block_sum).store(sum + lane);
       new_maximum.store(maximum + lane);

@@ -1,6 +1,7 @@
 // How forward and backward of unfold_attn_fold divide the work.
 #pragma once
 
+#include "cpu/dtypes.h"
 #include "cpu/simd.h"
 #include "cpu/token_rows.h"
 #include "cpu/unfold_attn_fold_kernel.h"

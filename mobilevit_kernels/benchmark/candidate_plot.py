@@ -50,7 +50,11 @@ def _draw_panel(axes: Axes, rows: list[Row], names: list[str]) -> None:
         speeds = [_slowest_s(rows[place]) / rows[place].timings[name].median_s for place in places]
         offset = width * (index - (len(names) - 1) / 2)
         axes.bar(
-            [place + offset for place in places], speeds, width=width, label=name, color=_colour(name, names)
+            [place + offset for place in places],
+            speeds,
+            width=width,
+            label=name,
+            color=candidate_colour(name, names),
         )
     labels = [f"{row.case.subject} {row.case.shape}\nbatch {row.case.batch}" for row in rows]
     axes.set_xticks(range(len(rows)), labels, rotation=30, ha="right", fontsize=6)
@@ -64,7 +68,8 @@ def _slowest_s(row: Row) -> float:
     return max(timing.median_s for timing in row.timings.values())
 
 
-def _colour(name: str, names: list[str]) -> str:
+def candidate_colour(name: str, names: list[str]) -> str:
+    """The colour of one of these candidates: greens are ours."""
     kind = [other for other in names if is_ours(other) == is_ours(name)]
     colours = _OURS_COLOURS if is_ours(name) else _PEER_COLOURS
     return colours[kind.index(name) % len(colours)]

@@ -24,11 +24,16 @@ class OnnxRuntimeEngine:
 
     def prepare(self, network: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Callable[[int], Run]:
         """As :meth:`Engine.prepare`."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own deprecations
-            program = torch.onnx.export(network, (inputs.float(),), dynamo=True, verbose=False)
-        assert program is not None
-        return partial(_build, program.model_proto.SerializeToString(), inputs.float())
+        return partial(_build, export_onnx(network, inputs.float()), inputs.float())
+
+
+def export_onnx(network: nn.Module, inputs: Tensor) -> bytes:
+    """An ``.onnx`` file of a float32 network in eval mode, weights included, for inputs of this size."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(network, (inputs,), dynamo=True, verbose=False)
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
 def _build(model: bytes, inputs: Tensor, threads: int) -> Run:

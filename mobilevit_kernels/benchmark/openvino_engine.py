@@ -34,10 +34,16 @@ class OpenVinoEngine:
         import openvino
 
         inputs = inputs.float().contiguous()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # sizes become constants: on purpose, they are static
-            model = openvino.convert_model(network, example_input=inputs, input=[list(inputs.shape)])
-        return partial(_build, openvino.Core(), model, inputs, _HINTS[dtype])
+        return partial(_build, openvino.Core(), convert_network(network, inputs), inputs, _HINTS[dtype])
+
+
+def convert_network(network: nn.Module, inputs: Tensor) -> Any:
+    """A float32 network in eval mode as an ``openvino.Model`` for inputs of this size."""
+    import openvino
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes become constants: on purpose, they are static
+        return openvino.convert_model(network, example_input=inputs, input=[list(inputs.shape)])
 
 
 def _build(core: Any, model: Any, inputs: Tensor, hint: str, threads: int) -> Run:

@@ -72,8 +72,8 @@ def _markdown(
         "error, 3 times for gradients). docs/benchmarks.md explains the columns.",
         "",
         *(f"- {name}: {value}" for name, value in environment.items()),
-        f"- GFLOP/s of a large matrix product in torch, measured in this run: {matrix}. Small products that stay in "
-        "cache can be faster.",
+        f"- matrix rate, GFLOP/s of the faster of a large matrix product and a large convolution in torch, measured in "
+        f"this run: {matrix}. Small products that stay in cache can be faster.",
         "",
         "## Summary",
         "",
@@ -112,7 +112,13 @@ def _summary(rows: list[Row]) -> list[str]:
 
 def milliseconds(timing: Timing) -> str:
     """Median and quartiles, as "1.23 (1.20–1.31)"."""
-    return f"{timing.median_s * 1e3:.3g} ({timing.q1_s * 1e3:.3g}–{timing.q3_s * 1e3:.3g})"
+    median, q1, q3 = (three_digits(1e3 * value) for value in (timing.median_s, timing.q1_s, timing.q3_s))
+    return f"{median} ({q1}–{q3})"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, and more rather than an exponent above 1000."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def speedup_text(row: Row) -> str:
@@ -185,7 +191,7 @@ def _median_cell(row: Row, name: str) -> str:
         return "absent" if name in row.absent else ""
     gate = row.other_gates.get(name)
     mark = "" if gate is None or gate.passed else f" {INEXACT}"
-    return f"{row.timings[name].median_s * 1e3:.3g}{mark}"
+    return f"{three_digits(1e3 * row.timings[name].median_s)}{mark}"
 
 
 def _absence_lines(rows: list[Row]) -> list[str]:

@@ -75,7 +75,7 @@ def _matrix_rates(dtypes: Sequence[str], settings: Settings) -> dict[tuple[str, 
     for dtype, count in product(dtypes, settings.threads):
         rates[dtype, count] = matrix_rate(DTYPES[dtype], count, settings.budget_s)
         rate = f"{rates[dtype, count] / 1e9:.0f} GFLOP/s"
-        print(f"matrix product {dtype}, {count} thread(s): {rate}", flush=True)
+        print(f"matrix rate {dtype}, {count} thread(s): {rate}", flush=True)
     return rates
 
 

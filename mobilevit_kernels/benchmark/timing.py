@@ -11,6 +11,9 @@ import torch
 # A sample shorter than this would measure the clock.
 _SHORTEST_SAMPLE_S = 2e-4
 _MATRIX_SIZE = 2048
+_SMALLEST_MATRIX = 256
+# Of a matrix product: without instructions for a dtype, torch may need twenty seconds for what takes others 0.1 s.
+_LONGEST_PRODUCT_S = 0.5
 _SETTLE_S = 8e-3
 _BUSY_S = 5e-2
 
@@ -103,10 +106,11 @@ def time_in_turn(
     for _ in range(rounds):
         for name, function in functions.items():
             samples[name].append(sample(function, calls[name]))
-    return {name: _summarize(values, calls[name]) for name, values in samples.items()}
+    return {name: summarize(values, calls[name]) for name, values in samples.items()}
 
 
-def _summarize(samples: list[float], calls: int) -> Timing:
+def summarize(samples: list[float], calls: int = 1) -> Timing:
+    """The timing of these samples, seconds each, of so many calls each."""
     q1, median, q3 = (
         statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
     )
@@ -121,11 +125,54 @@ def matrix_rate(
     size: int = _MATRIX_SIZE,
     sample: Sampler = seconds_per_call,
 ) -> float:
-    """Operations per second of a large square matrix product in torch: what this machine gives to plain products.
+    """Operations per second that torch reaches: the faster of a large matrix product and, on CPUs, a large convolution.
 
-    Small products that stay in cache can run faster than this.
+    torch has its matrix product from one library and its convolutions from another (oneDNN); on some processors only
+    one of them is near the limit. Small products that stay in cache can run faster than either.
+
+    Args:
+        dtype: of the numbers.
+        threads: torch's threads.
+        budget_s: about how many seconds it may take, as in :func:`time_in_turn`.
+        device: where.
+        size: rows and columns of the matrices, fewer where a product of this size would take longer than half a
+            second. The convolution, 3x3 on a channels_last map, has ``size / 4`` channels and sides of ``size / 32``.
+        sample: as in :func:`time_in_turn`.
     """
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with num_threads(threads), torch.no_grad():
-        timing = time_in_turn({"matmul": lambda: a @ b}, budget_s, sample=sample)["matmul"]
-    return 2 * size**3 / timing.median_s
+        size = _affordable_size(size, dtype, device, sample)
+        functions = {"matmul": _matrix_product(size, dtype, device)}
+        operations = {"matmul": 2 * size**3}
+        if torch.device(device).type == "cpu":
+            channels, side = max(1, size // 4), max(1, size // 32)
+            functions["convolution"] = _convolution(channels, side, dtype)
+            operations["convolution"] = 2 * (3 * channels * side) ** 2
+        timings = time_in_turn(functions, budget_s, sample=sample)
+    return max(operations[name] / timing.median_s for name, timing in timings.items())
+
+
+def _affordable_size(size: int, dtype: torch.dtype, device: torch.device | str, sample: Sampler) -> int:
+    """The size, halved until a matrix product does not take too long, by the time of a small one."""
+    if size <= _SMALLEST_MATRIX:
+        return size
+    product = _matrix_product(_SMALLEST_MATRIX, dtype, device)
+    product()
+    small_s = sample(product, 1)
+    while size > _SMALLEST_MATRIX and small_s * (size / _SMALLEST_MATRIX) ** 3 > _LONGEST_PRODUCT_S:
+        size = max(size // 2, _SMALLEST_MATRIX)
+    return size
+
+
+def _matrix_product(size: int, dtype: torch.dtype, device: torch.device | str) -> Callable[[], object]:
+    """A product of square matrices, the second transposed in memory, as the weights of linear layers are."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b.t()
+
+
+def _convolution(channels: int, side: int, dtype: torch.dtype) -> Callable[[], object]:
+    """A 3x3 convolution that keeps channels and size, on one square channels_last map."""
+    x, weight = (
+        torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+        for shape in ((1, channels, side, side), (channels, channels, 3, 3))
+    )
+    return lambda: torch.nn.functional.conv2d(x, weight, padding=1)

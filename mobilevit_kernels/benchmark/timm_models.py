@@ -9,22 +9,31 @@ from torch import Tensor, nn
 
 
 def import_timm() -> ModuleType | None:
-    """Returns timm with its MobileViT module loaded, or None where it is not installed.
-
-    timm imports torchvision, whose CUDA build does not import beside a CPU torch for want of two operators that no
-    MobileViT calls; they are declared without a kernel then.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except ImportError:
+    """Returns timm with its MobileViT module loaded, or None where it is not installed."""
+    if not has_torchvision():
         return None
-    except RuntimeError:
-        _declare_nms()
     try:
         importlib.import_module("timm.models.mobilevit")
     except ImportError:
         return None
     return sys.modules["timm"]
+
+
+def has_torchvision() -> bool:
+    """Whether torchvision, which timm and transformers import, is installed; makes it importable where it is.
+
+    Its CUDA build does not import beside a CPU torch for want of two operators that no MobileViT calls; they are
+    declared without a kernel then.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        return False
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        _declare_nms()
+    return True
 
 
 def _declare_nms() -> None:

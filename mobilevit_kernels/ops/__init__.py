@@ -4,9 +4,11 @@ from mobilevit_kernels import _extension
 
 _extension.load()
 
+from mobilevit_kernels.ops.batch_norm import batch_norm  # noqa: E402
 from mobilevit_kernels.ops.convolution import convolution  # noqa: E402
 from mobilevit_kernels.ops.depthwise_convolution import depthwise_convolution  # noqa: E402
 from mobilevit_kernels.ops.inverted_residual import inverted_residual  # noqa: E402
+from mobilevit_kernels.ops.pooled_linear import pooled_linear  # noqa: E402
 from mobilevit_kernels.ops.separable_attn import separable_attn  # noqa: E402
 from mobilevit_kernels.ops.separable_transformer import separable_transformer  # noqa: E402
 from mobilevit_kernels.ops.separable_transformer_layer import separable_transformer_layer  # noqa: E402
@@ -15,9 +17,11 @@ from mobilevit_kernels.ops.transformer_layer import transformer_layer  # noqa: E
 from mobilevit_kernels.ops.unfold_attn_fold import unfold_attn_fold  # noqa: E402
 
 __all__ = [
+    "batch_norm",
     "convolution",
     "depthwise_convolution",
     "inverted_residual",
+    "pooled_linear",
     "separable_attn",
     "separable_transformer",
     "separable_transformer_layer",

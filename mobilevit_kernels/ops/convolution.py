@@ -26,9 +26,10 @@ def convolution(
     lie. Sums are float32 whatever the dtypes; products are in the dtype of ``packed``.
 
     Args:
-        x: ``[B, C, H, W]``, float32, bfloat16 or float16 on the CPU; channels_last is read without a copy.
+        x: ``[B, C, H, W]``, float32, bfloat16 or float16 on the CPU; channels_last is read without a copy, and so are
+            any strides of up to 8 channels under a kernel of more than one pixel.
         packed: the parameters, from :func:`mobilevit_kernels.ops.packing.pack_convolution`; in float32, or in
-            bfloat16, which takes a processor with AVX-512 and is fast on one with AMX.
+            bfloat16, which takes a processor with AVX-512; fast with AMX, and on AMD's with AVX-512 BF16.
         out_channels: channels C_out of the output.
         kernel_size: side k of the kernel.
         stride, padding, dilation: as in :func:`torch.nn.functional.conv2d`, alike on both axes.

@@ -44,7 +44,7 @@ def check_packed_map(x: Tensor, packed: Tensor, size: int, meaning: str, **posit
 
 
 def register_inference_op(name: str, fake: Callable[..., Tensor]) -> None:
-    """Registers what such an op needs beside its CPU kernel: its first argument is the map.
+    """Registers what such an op needs beside its CPU kernel and csrc/inference.cpp: its first argument is the map.
 
     Args:
         name: of the op.
@@ -52,16 +52,9 @@ def register_inference_op(name: str, fake: Callable[..., Tensor]) -> None:
     """
     op = getattr(torch.ops.mobilevit, name).default
 
-    def inference_only(*args: Any) -> Tensor:
-        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-            raise RuntimeError(f"mobilevit::{name} is for inference and has no gradient: use torch.no_grad()")
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
     def autocast(x: Tensor, *args: Any) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return op(x.to(torch.get_autocast_dtype("cpu")) if x.dtype in DTYPES else x, *args)
 
     torch.library.register_fake(f"mobilevit::{name}", fake)
-    LIBRARY.impl(name, inference_only, "Autograd")
     LIBRARY.impl(name, autocast, AUTOCAST_DEVICES["cpu"])

@@ -28,7 +28,7 @@ def inverted_residual(
     Args:
         x: ``[B, C, H, W]``, float32, bfloat16 or float16 on the CPU; channels_last is read without a copy.
         packed: the parameters, from :func:`mobilevit_kernels.ops.packing.pack_inverted_residual`; in float32, or in
-            bfloat16, which takes a processor with AVX-512 and is fast on one with AMX.
+            bfloat16, which takes a processor with AVX-512; fast with AMX, and on AMD's with AVX-512 BF16.
         hidden_dim: channels of the expanded map.
         out_channels: channels C_out of the output.
         stride: of the depthwise convolution.

@@ -43,7 +43,7 @@ def _check(name: str, parameter: Tensor, shape: tuple[int, ...], x: Tensor) -> N
 
 
 def register_layer(name: str, check: Callable[..., None], reference: Callable[..., Tensor]) -> None:
-    """Registers what an op of a whole layer needs: fake, CPU and Triton kernels, autograd, autocast.
+    """Registers what an op of a whole layer needs beside csrc/inference.cpp: fake, CPU and Triton kernels, autocast.
 
     Args:
         name: of the op.
@@ -60,15 +60,8 @@ def register_layer(name: str, check: Callable[..., None], reference: Callable[..
         check(x, *args)
         return reference(x, *(arg.to(x.dtype) if isinstance(arg, Tensor) else arg for arg in args))
 
-    def inference_only(*args: Any) -> Tensor:
-        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-            raise RuntimeError(f"mobilevit::{name} is for inference and has no gradient: use torch.no_grad()")
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
     torch.library.register_fake(f"mobilevit::{name}", fake)
     LIBRARY.impl(name, plain, "CPU")
-    LIBRARY.impl(name, inference_only, "Autograd")
     register_triton(name, name, check)
     for device, key in AUTOCAST_DEVICES.items():
         LIBRARY.impl(name, _autocast(op, device), key)

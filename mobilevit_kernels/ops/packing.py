@@ -39,7 +39,7 @@ def pack_transformer(
         norm1, qkv, proj, norm2, fc1, fc2 = _pairs(parameters)
         for weight, bias in (_after_norm(norm1, qkv), proj, _after_norm(norm2, fc1), fc2):
             pieces += [_panels(weight, dtype), _vector(bias, dtype)]
-    return torch.cat([*pieces, _vector(_wide(norm_weight), dtype), _vector(_wide(norm_bias), dtype)])
+    return torch.cat([*pieces, _vector(norm_weight, dtype), _vector(norm_bias, dtype)])
 
 
 def pack_separable_transformer(
@@ -72,7 +72,7 @@ def pack_separable_transformer(
         linears = ((key, key_bias), (value, value_bias), out, _after_norm(norm2, fc1), fc2)
         for weight, bias in linears:
             pieces += [_panels(weight, dtype), _vector(bias, dtype)]
-    return torch.cat([*pieces, _vector(_wide(norm_weight), dtype), _vector(_wide(norm_bias), dtype)])
+    return torch.cat([*pieces, _vector(norm_weight, dtype), _vector(norm_bias, dtype)])
 
 
 def pack_inverted_residual(
@@ -95,14 +95,14 @@ def pack_inverted_residual(
     Returns:
         Vector of that dtype for :func:`mobilevit_kernels.ops.inverted_residual`.
     """
-    expand, project = (_wide(weight).flatten(1) for weight in (expand_weight, project_weight))
+    expand, project = (weight.flatten(1) for weight in (expand_weight, project_weight))
     return torch.cat(
         [
             _panels(expand, dtype),
-            _vector(_wide(expand_bias), dtype),
+            _vector(expand_bias, dtype),
             _taps(depthwise_weight, depthwise_bias, dtype),
             _panels(project, dtype),
-            _vector(_wide(project_bias), dtype),
+            _vector(project_bias, dtype),
         ]
     )
 
@@ -118,9 +118,7 @@ def pack_convolution(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.fl
     Returns:
         Vector of that dtype for :func:`mobilevit_kernels.ops.convolution`.
     """
-    windows = _wide(weight).permute(0, 2, 3, 1)  # [C_out, k, k, C]
-    padded = F.pad(windows, (0, _padded_inputs(weight.shape[1], dtype) - weight.shape[1]))
-    return torch.cat([_panels(padded.flatten(1), dtype), _vector(_wide(bias), dtype)])
+    return torch.cat([_panels(weight.permute(0, 2, 3, 1), dtype), _vector(bias, dtype)])
 
 
 def pack_depthwise_convolution(weight: Tensor, bias: Tensor) -> Tensor:
@@ -136,16 +134,35 @@ def pack_depthwise_convolution(weight: Tensor, bias: Tensor) -> Tensor:
     return _taps(weight, bias, torch.float32)
 
 
+def pack_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Packs a linear layer.
+
+    Args:
+        weight: ``[outputs, inputs]``.
+        bias: ``[outputs]``.
+        dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
+
+    Returns:
+        Vector of that dtype for :func:`mobilevit_kernels.ops.pooled_linear`.
+    """
+    return torch.cat([_panels(weight, dtype), _vector(bias, dtype)])
+
+
 def depthwise_convolution_size(channels: int, dtype: torch.dtype = torch.float32) -> int:
     """Elements that the packed parameters of a 3x3 depthwise convolution have, in a vector of ``dtype``."""
     return 10 * _vector_size(channels, dtype)
+
+
+def linear_size(outputs: int, inputs: int, dtype: torch.dtype = torch.float32) -> int:
+    """Elements that the packed parameters of a linear layer have."""
+    return -(-outputs // PANEL) * PANEL * _padded_inputs(inputs, dtype) + _vector_size(outputs, dtype)
 
 
 def convolution_size(
     channels: int, out_channels: int, kernel_size: int, dtype: torch.dtype = torch.float32
 ) -> int:
     """Elements that the packed parameters of a convolution have."""
-    return _linear_size(out_channels, kernel_size**2 * _padded_inputs(channels, dtype), dtype)
+    return linear_size(out_channels, kernel_size**2 * _padded_inputs(channels, dtype), dtype)
 
 
 def inverted_residual_size(
@@ -153,7 +170,7 @@ def inverted_residual_size(
 ) -> int:
     """Elements that the packed parameters of an inverted residual block have."""
     taps = depthwise_convolution_size(hidden_dim, dtype)
-    return _linear_size(hidden_dim, channels, dtype) + taps + _linear_size(out_channels, hidden_dim, dtype)
+    return linear_size(hidden_dim, channels, dtype) + taps + linear_size(out_channels, hidden_dim, dtype)
 
 
 def packed_size(
@@ -161,9 +178,9 @@ def packed_size(
 ) -> int:
     """Elements that the packed parameters of a transformer have."""
     vector = _vector_size(channels, dtype)
-    square = _linear_size(channels, channels, dtype)
-    attention = vector + 2 * square if separable else _linear_size(3 * channels, channels, dtype)
-    mlp = _linear_size(hidden_dim, channels, dtype) + _linear_size(channels, hidden_dim, dtype)
+    square = linear_size(channels, channels, dtype)
+    attention = vector + 2 * square if separable else linear_size(3 * channels, channels, dtype)
+    mlp = linear_size(hidden_dim, channels, dtype) + linear_size(channels, hidden_dim, dtype)
     return num_layers * (attention + square + mlp) + 2 * vector
 
 
@@ -175,41 +192,36 @@ def _padded_inputs(inputs: int, dtype: torch.dtype) -> int:
     return inputs + inputs % 2 if dtype == torch.bfloat16 else inputs
 
 
-def _linear_size(outputs: int, inputs: int, dtype: torch.dtype) -> int:
-    return -(-outputs // PANEL) * PANEL * _padded_inputs(inputs, dtype) + _vector_size(outputs, dtype)
-
-
-def _wide(parameter: Tensor) -> Tensor:
-    return parameter.detach().double()
-
-
 def _pairs(parameters: LayerParameters) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of each part in float64; 1x1 convolutions as matrices."""
-    wide = [_wide(parameter) for parameter in parameters]
+    """(weight, bias) of each part; 1x1 convolutions as matrices."""
+    plain = [parameter.detach() for parameter in parameters]
     return [
         (weight.flatten(1) if weight.dim() > 1 else weight, bias)
-        for weight, bias in zip(wide[::2], wide[1::2], strict=True)
+        for weight, bias in zip(plain[::2], plain[1::2], strict=True)
     ]
 
 
 def _after_norm(norm: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """W (x * scale + shift) + b as one linear layer of x."""
+    """W (x * scale + shift) + b as one linear layer of x, its bias in float64."""
     (scale, shift), (weight, bias) = norm, linear
-    return weight * scale, bias + weight @ shift
+    return weight * scale, bias + weight.double() @ shift.double()
 
 
 def _vector(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.pad(values, (0, -values.shape[0] % PANEL)).to(torch.float32).view(dtype)
+    return F.pad(values.detach(), (0, -values.shape[0] % PANEL)).to(torch.float32).view(dtype)
 
 
 def _taps(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     """``[C, 1, 3, 3]`` -> nine vectors of C, flattened, and the bias."""
-    return torch.cat([_vector(row, dtype) for row in (*_wide(weight).flatten(1).T, _wide(bias))])
+    rows = torch.cat([weight.detach().flatten(1).T, bias.detach().unsqueeze(0)])
+    return F.pad(rows, (0, -rows.shape[1] % PANEL)).to(torch.float32).flatten().view(dtype)
 
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[outputs, inputs]`` -> panels, flattened."""
+    """``[outputs, ..., inputs]`` -> panels, flattened."""
     inputs = 2 if dtype == torch.bfloat16 else 1
-    padded = F.pad(weight, (0, -weight.shape[1] % inputs, 0, -weight.shape[0] % PANEL))
-    panels = padded.unflatten(1, (-1, inputs)).unflatten(0, (-1, PANEL))  # [panels, 32, inputs / 2, 2]
-    return panels.transpose(1, 2).flatten().to(dtype)
+    padding = (0, -weight.shape[-1] % inputs, *(weight.dim() - 2) * (0, 0), 0, -weight.shape[0] % PANEL)
+    values = weight.detach().to(dtype)
+    padded = F.pad(values, padding) if any(padding) else values
+    panels = padded.unflatten(-1, (-1, inputs)).unflatten(0, (-1, PANEL))  # [panels, 32, ..., inputs / 2, 2]
+    return panels.movedim(1, -2).flatten()

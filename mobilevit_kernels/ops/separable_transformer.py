@@ -29,7 +29,7 @@ def separable_transformer(
     Args:
         x: ``[B, C, H, W]``, any strides, float32, bfloat16 or float16 on the CPU; channels_last is read without a copy.
         packed: the parameters, from :func:`mobilevit_kernels.ops.packing.pack_separable_transformer`; in float32, or in
-            bfloat16, which takes a processor with AVX-512 and is fast on one with AMX.
+            bfloat16, which takes a processor with AVX-512; fast with AMX, and on AMD's with AVX-512 BF16.
         num_layers: layers L.
         hidden_dim: channels between the two layers of the feed-forward networks.
         patch_size: (patch_h, patch_w), or one int for both.

@@ -1,8 +1,10 @@
 """The plain PyTorch definition of every op: readable, differentiable, and the truth that kernels are tested against."""
 
+from mobilevit_kernels.reference.batch_norm import batch_norm
 from mobilevit_kernels.reference.convolution import convolution
 from mobilevit_kernels.reference.depthwise_convolution import depthwise_convolution
 from mobilevit_kernels.reference.inverted_residual import inverted_residual
+from mobilevit_kernels.reference.pooled_linear import pooled_linear
 from mobilevit_kernels.reference.separable_attn import separable_attn
 from mobilevit_kernels.reference.separable_transformer_layer import separable_transformer_layer
 from mobilevit_kernels.reference.tokens import fold, unfold
@@ -10,10 +12,12 @@ from mobilevit_kernels.reference.transformer_layer import transformer_layer
 from mobilevit_kernels.reference.unfold_attn_fold import unfold_attn_fold
 
 __all__ = [
+    "batch_norm",
     "convolution",
     "depthwise_convolution",
     "fold",
     "inverted_residual",
+    "pooled_linear",
     "separable_attn",
     "separable_transformer_layer",
     "transformer_layer",

@@ -1,5 +1,6 @@
 """Checkpoints of timm, cvnets, transformers and the official MobileViTv3: reading, recognising, converting, loading."""
 
+from mobilevit_kernels.models.checkpoints.atomic import replaced_file
 from mobilevit_kernels.models.checkpoints.convert import convert_state_dict, detect_format
 from mobilevit_kernels.models.checkpoints.files import read_checkpoint, save_checkpoint
 from mobilevit_kernels.models.checkpoints.key_tables import Format
@@ -17,5 +18,6 @@ __all__ = [
     "infer_model_name",
     "load_checkpoint",
     "read_checkpoint",
+    "replaced_file",
     "save_checkpoint",
 ]

@@ -5,7 +5,6 @@ import contextlib
 import os
 import pickle
 import re
-import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mobilevit_kernels.models.checkpoints.atomic import replaced_file
 from mobilevit_kernels.models.checkpoints.unwrap import Weights, unwrap
 
 PathLike = str | os.PathLike[str]
@@ -183,15 +183,8 @@ def save_checkpoint(state_dict: Mapping[str, Tensor], path: PathLike) -> None:
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in state_dict.items()
     }
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            if suffix == _SAFETENSORS_SUFFIX:
-                stream.write(save(tensors, metadata={"format": "pt"}))
-            else:
-                torch.save(tensors, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_file(file) as stream:
+        if suffix == _SAFETENSORS_SUFFIX:
+            stream.write(save(tensors, metadata={"format": "pt"}))
+        else:
+            torch.save(tensors, stream)

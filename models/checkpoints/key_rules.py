@@ -39,11 +39,9 @@ def _patterns(source: Format, generation: Generation) -> tuple[tuple[re.Pattern[
     return tuple((pattern(getattr(names, source)), names) for names in TABLES[generation])
 
 
-def _parse(key: str, source: Format, generation: Generation) -> tuple[Names, dict[str, int], str] | None:
-    """Splits a key into module, indices (stages counted from 0) and parameter name; None if no rule fits."""
-    module, _, parameter = key.rpartition(".")
-    if parameter not in PARAMETERS:
-        return None
+@lru_cache(maxsize=4096)
+def _parse_module(module: str, source: Format, generation: Generation) -> tuple[Names, dict[str, int]] | None:
+    """The module that a name stands for and its indices, stages counted from 0; None if no rule fits."""
     for pattern, names in _patterns(source, generation):
         match = pattern.fullmatch(module)
         if match is not None:
@@ -51,8 +49,15 @@ def _parse(key: str, source: Format, generation: Generation) -> tuple[Names, dic
             for stage in ("c", "t"):
                 if stage in indices:
                     indices[stage] -= _STAGE_OFFSET[source]
-            return names, indices, parameter
+            return names, indices
     return None
+
+
+def _parse(key: str, source: Format, generation: Generation) -> tuple[Names, dict[str, int], str] | None:
+    """Splits a key into module, indices and parameter name; None if no rule fits."""
+    module, _, parameter = key.rpartition(".")
+    parsed = _parse_module(module, source, generation) if parameter in PARAMETERS else None
+    return None if parsed is None else (parsed[0], dict(parsed[1]), parameter)
 
 
 def _write(

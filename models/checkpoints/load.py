@@ -40,16 +40,34 @@ def load_checkpoint(
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read or holds no MobileViT, or the model is on the meta device.
     """
-    source, weights = _weights(path_or_state_dict)
+    source, weights = read_source(path_or_state_dict)
     try:
         checkpoint = to_canonical(weights.state_dict)
     except ValueError as error:
         raise ValueError(f"{source}: holds no MobileViT; {error}") from error
+    return load_canonical(model, checkpoint, source, weights.container, strict)
+
+
+def load_canonical(
+    model: nn.Module, checkpoint: Canonical, source: str, container: str | None, strict: bool = True
+) -> LoadReport:
+    """Loads what ``to_canonical`` returned, as ``load_checkpoint`` does.
+
+    Args:
+        model: as for ``load_checkpoint``.
+        checkpoint: the weights.
+        source: where they come from, for the report and for messages.
+        container: entry of a training checkpoint that held them, if any.
+        strict: as for ``load_checkpoint``.
+
+    Raises:
+        CheckpointMismatch, ValueError: as ``load_checkpoint``.
+    """
     targets = {plain_name(key): (key, tensor) for key, tensor in model.state_dict().items()}
     expected = {name: tensor for name, (_, tensor) in targets.items()}
     _check_has_data(expected)
     _check_values(expected, checkpoint.state_dict, source)
-    report = _compare(expected, checkpoint, source, weights.container)
+    report = _compare(expected, checkpoint, source, container)
     if (strict and not report.complete) or not report.loaded:
         raise CheckpointMismatch(_message(model, expected, report), report)
     # load_state_dict copies, so it keeps the dtype, device and memory format of the model.
@@ -59,7 +77,8 @@ def load_checkpoint(
     return report
 
 
-def _weights(path_or_state_dict: PathLike | Mapping[str, Tensor]) -> tuple[str, Weights]:
+def read_source(path_or_state_dict: PathLike | Mapping[str, Tensor]) -> tuple[str, Weights]:
+    """The name of a file, or "state_dict", and the weights in it."""
     if isinstance(path_or_state_dict, Mapping):
         return "state_dict", unwrap(path_or_state_dict, "state_dict")
     return str(path_or_state_dict), read_weights(path_or_state_dict)

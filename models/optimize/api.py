@@ -1,6 +1,7 @@
 """``optimize_for_inference``: a copy of a model that only infers, on the CPU."""
 
 import copy
+import itertools
 import logging
 from typing import Any
 
@@ -11,6 +12,7 @@ import mobilevit_kernels._C as native
 from mobilevit_kernels.models.accelerate import accelerate
 from mobilevit_kernels.models.optimize.convolution import fuse_convolutions
 from mobilevit_kernels.models.optimize.folding import fold_batch_norms
+from mobilevit_kernels.models.optimize.head import fuse_heads
 from mobilevit_kernels.models.optimize.inverted_residual import fuse_inverted_residuals
 from mobilevit_kernels.models.optimize.layers import fuse_transformers
 
@@ -24,17 +26,18 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     In the copy BatchNorm is part of the convolutions, memory is channels_last, no parameter wants a gradient, and one
     op on packed weights runs the transformer of a MobileViT block (:func:`mobilevit_kernels.ops.transformer`,
     :func:`mobilevit_kernels.ops.separable_transformer`), an inverted residual block
-    (:func:`mobilevit_kernels.ops.inverted_residual`), or any other convolution with its activation
-    (:func:`mobilevit_kernels.ops.convolution`, :func:`mobilevit_kernels.ops.depthwise_convolution`). It has the class,
-    the attributes and the outputs of the model, takes any image size and batch, may be called from several threads at
-    once, and can be pickled. Its ``state_dict`` fits a copy that was optimised from the same architecture.
+    (:func:`mobilevit_kernels.ops.inverted_residual`), any other convolution with its activation
+    (:func:`mobilevit_kernels.ops.convolution`, :func:`mobilevit_kernels.ops.depthwise_convolution`), or the classifier
+    (:func:`mobilevit_kernels.ops.pooled_linear`). It has the class, the attributes and the outputs of the model, takes
+    any image size, batch and memory format, may be called from several threads at once, and can be pickled. Its
+    ``state_dict`` fits a copy that was optimised from the same architecture.
 
     Args:
         model: a MobileViT of this package, of timm or of transformers (accelerated or not), on the CPU in float32;
             also a network around one, or its feature extractor.
-        dtype: ``torch.float32``; or ``torch.bfloat16`` to allow products in bfloat16 where the processor has
-            matrix units for it (AMX). On other processors float32 is the faster of the two, and is used. Inputs and
-            outputs are float32 in either case.
+        dtype: ``torch.float32``; or ``torch.bfloat16`` to allow products in bfloat16 where the processor is faster
+            with them: Intel's with AMX, AMD's with AVX-512 (Zen 4 and later). On other processors float32 is the
+            faster of the two, and is used. Inputs and outputs are float32 in either case.
 
     Raises:
         TypeError: not a module, or another dtype.
@@ -50,28 +53,27 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
         )
     _check_parameters(model)
     native.note_threads()
-    optimized = accelerate(copy.deepcopy(model).eval()).requires_grad_(False)
+    optimized = accelerate(_copy_on_the_same_tensors(model).eval())
     fold_batch_norms(optimized)
-    in_bfloat16 = dtype == torch.bfloat16 and has_bfloat16_matrix_unit()
+    in_bfloat16 = dtype == torch.bfloat16 and has_fast_bfloat16()
     products = torch.bfloat16 if in_bfloat16 else torch.float32
-    counts = [
-        fuse(optimized, products) for fuse in (fuse_transformers, fuse_inverted_residuals, fuse_convolutions)
-    ]
+    searches = (fuse_transformers, fuse_inverted_residuals, fuse_convolutions, fuse_heads)
+    counts = [fuse(optimized, products) for fuse in searches]
     _LOGGER.info(
-        "optimize_for_inference: one op for each of %d transformers, %d inverted residual blocks, %d convolutions",
+        "optimize_for_inference: one op for each of %d transformers, %d inverted residual blocks, %d convolutions, "
+        "%d classifiers",
         *counts,
     )
-    optimized.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _take_tensors_of_its_own(optimized, model)
+    optimized.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if in_bfloat16:
         _convert_to_bfloat16(optimized)
-    optimized.register_forward_pre_hook(_to_channels_last, with_kwargs=True)
     return optimized
 
 
-def has_bfloat16_matrix_unit() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AMX), and its kernels may."""
-    amx = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    return amx and native.cpu_capability() == "avx512"
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones: AMX, or AMD's AVX-512."""
+    return bool(native.has_fast_bfloat16())
 
 
 def _check_parameters(model: nn.Module) -> None:
@@ -83,6 +85,29 @@ def _check_parameters(model: nn.Module) -> None:
             )
 
 
+def _tensors_of(model: nn.Module) -> dict[int, Tensor]:
+    """Parameters and buffers by identity."""
+    return {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+
+
+def _copy_on_the_same_tensors(model: nn.Module) -> nn.Module:
+    """A deep copy but for parameters and buffers: most of them are about to be packed."""
+    shared: dict[int, Any] = dict(_tensors_of(model))
+    return copy.deepcopy(model, shared)
+
+
+def _take_tensors_of_its_own(optimized: nn.Module, model: nn.Module) -> None:
+    """Copies what ``optimized`` still has of the tensors of ``model``; what it has twice stays one tensor."""
+    shared = _tensors_of(model)
+    copies: dict[int, Any] = {}
+    for module in optimized.modules():
+        held: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in held:
+            for name, tensor in tensors.items():
+                if id(tensor) in shared:
+                    tensors[name] = copy.deepcopy(tensor, copies)
+
+
 def _convert_to_bfloat16(model: nn.Module) -> None:
     """Converts the parameters of single layers; packed ones are in their dtype already."""
     for parameter in model.parameters():
@@ -91,23 +116,10 @@ def _convert_to_bfloat16(model: nn.Module) -> None:
     model.register_forward_hook(_to_float32)
 
 
-def _to_channels_last(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    def convert(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() == 4:
-            return value.contiguous(memory_format=torch.channels_last)
-        return value
-
-    return _mapped(convert, args, kwargs)
-
-
 def _to_bfloat16(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     def convert(value: Any) -> Any:
         return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    return _mapped(convert, args, kwargs)
-
-
-def _mapped(convert: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tuple(convert(arg) for arg in args), {key: convert(value) for key, value in kwargs.items()}
 
 
@@ -115,4 +127,4 @@ def _to_float32(_: nn.Module, args: Any, output: Any) -> Any:
     def convert(value: Any) -> Any:
         return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    return torch.utils._pytree.tree_map(convert, output)
+    return convert(output) if isinstance(output, Tensor) else torch.utils._pytree.tree_map(convert, output)

@@ -1,10 +1,13 @@
 """Runs every convolution of ours, timm's and transformers' layers, dense or depthwise, with its SiLU as one op."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.optimize.folding import LAYERS, qualified_name
 from mobilevit_kernels.models.optimize.layers import BLOCKS
+from mobilevit_kernels.models.optimize.packed import PackedOp
 from mobilevit_kernels.models.optimize.predicates import (
     convolution_of,
     is_depthwise,
@@ -17,7 +20,16 @@ from mobilevit_kernels.ops.depthwise_convolution import depthwise_convolution
 from mobilevit_kernels.ops.packing import pack_convolution, pack_depthwise_convolution
 
 
-class FusedConvolution(nn.Module):
+class _Sizes(NamedTuple):
+    out_channels: int
+    kernel_size: int
+    stride: int
+    padding: int
+    dilation: int
+    silu: bool
+
+
+class FusedConvolution(PackedOp):
     """Convolution and SiLU as one op (:func:`mobilevit_kernels.ops.convolution`).
 
     Args:
@@ -26,27 +38,23 @@ class FusedConvolution(nn.Module):
         dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
     """
 
-    packed: Tensor
-
     def __init__(self, conv: nn.Conv2d, silu: bool, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.out_channels, self.silu = conv.out_channels, silu
-        self.kernel_size, self.stride, self.dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
-        self.padding = int(conv.padding[0])
-        self.register_buffer("packed", pack_convolution(*weight_and_bias(conv), dtype=dtype))
+        sides = (conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), conv.dilation[0])
+        packed = pack_convolution(*weight_and_bias(conv), dtype=dtype)
+        super().__init__(packed, _Sizes(conv.out_channels, *sides, silu))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C_out, H', W']``."""
-        sizes = (self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
-        return convolution(x, self.packed, *sizes, self.silu)
-
-    def extra_repr(self) -> str:
-        """Shows the sizes in ``print(model)``."""
-        sizes = f"out_channels={self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return f"{sizes}, padding={self.padding}, dilation={self.dilation}, silu={self.silu}"
+        return convolution(x, self.packed, *self.sizes)
 
 
-class FusedDepthwiseConvolution(nn.Module):
+class _DepthwiseSizes(NamedTuple):
+    stride: int
+    dilation: int
+    silu: bool
+
+
+class FusedDepthwiseConvolution(PackedOp):
     """Depthwise convolution and SiLU as one op (:func:`mobilevit_kernels.ops.depthwise_convolution`).
 
     Args:
@@ -54,20 +62,13 @@ class FusedDepthwiseConvolution(nn.Module):
         silu: activates the result.
     """
 
-    packed: Tensor
-
     def __init__(self, conv: nn.Conv2d, silu: bool) -> None:
-        super().__init__()
-        self.stride, self.dilation, self.silu = conv.stride[0], conv.dilation[0], silu
-        self.register_buffer("packed", pack_depthwise_convolution(*weight_and_bias(conv)))
+        packed = pack_depthwise_convolution(*weight_and_bias(conv))
+        super().__init__(packed, _DepthwiseSizes(conv.stride[0], conv.dilation[0], silu))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, ceil(H / stride), ceil(W / stride)]``."""
-        return depthwise_convolution(x, self.packed, self.stride, self.dilation, self.silu)
-
-    def extra_repr(self) -> str:
-        """Shows the options in ``print(model)``."""
-        return f"stride={self.stride}, dilation={self.dilation}, silu={self.silu}"
+        return depthwise_convolution(x, self.packed, *self.sizes)
 
 
 def fuse_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:

@@ -1,7 +1,9 @@
 """Folds BatchNorm into the convolution before it, in the layers of this package, timm and transformers."""
 
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 # Layers in which a convolution is followed by a BatchNorm: (convolution, norm) by class.
 LAYERS = {
@@ -32,8 +34,22 @@ def fold_batch_norms(model: nn.Module) -> None:
             continue
         convolution, norm = (getattr(layer, name) for name in names)
         if type(convolution) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
-            setattr(layer, names[0], fuse_conv_bn_eval(convolution, norm))
+            _fold(norm, convolution)
             setattr(layer, names[1], _what_remains(norm))
+
+
+def _fold(norm: nn.BatchNorm2d, convolution: nn.Conv2d) -> None:
+    """Gives the convolution parameters of its own, folded in float64: those that it has may be another model's."""
+    bias = None if convolution.bias is None else _wide(convolution.bias)
+    mean, variance = _wide(norm.running_mean), _wide(norm.running_var)
+    scale = None if norm.weight is None else _wide(norm.weight)
+    shift = None if norm.bias is None else _wide(norm.bias)
+    folded = fuse_conv_bn_weights(_wide(convolution.weight), bias, mean, variance, norm.eps, scale, shift)
+    convolution.weight, convolution.bias = (nn.Parameter(part.detach().float(), False) for part in folded)
+
+
+def _wide(values: Tensor | None) -> Tensor:
+    return cast("Tensor", values).detach().double()
 
 
 def _what_remains(norm: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.optimize.folding import qualified_name
+from mobilevit_kernels.models.optimize.packed import PackedOp
 from mobilevit_kernels.models.optimize.predicates import (
     convolution_of,
     does_nothing,
@@ -20,7 +21,15 @@ from mobilevit_kernels.ops.inverted_residual import inverted_residual
 from mobilevit_kernels.ops.packing import pack_inverted_residual
 
 
-class FusedInvertedResidual(nn.Module):
+class _Sizes(NamedTuple):
+    hidden_dim: int
+    out_channels: int
+    stride: int
+    dilation: int
+    residual: bool
+
+
+class FusedInvertedResidual(PackedOp):
     """Inverted residual block as one op (:func:`mobilevit_kernels.ops.inverted_residual`).
 
     Args:
@@ -28,8 +37,6 @@ class FusedInvertedResidual(nn.Module):
         residual: adds the input.
         dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
     """
-
-    packed: Tensor
 
     def __init__(
         self,
@@ -39,22 +46,14 @@ class FusedInvertedResidual(nn.Module):
         residual: bool,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.hidden_dim, self.out_channels = expand.out_channels, project.out_channels
-        self.stride, self.dilation = depthwise.stride[0], depthwise.dilation[0]
-        self.residual = residual
         first, second, third = (weight_and_bias(conv) for conv in (expand, depthwise, project))
-        self.register_buffer("packed", pack_inverted_residual(*first, *second, *third, dtype=dtype))
+        packed = pack_inverted_residual(*first, *second, *third, dtype=dtype)
+        channels = (expand.out_channels, project.out_channels)
+        super().__init__(packed, _Sizes(*channels, depthwise.stride[0], depthwise.dilation[0], residual))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C_out, ceil(H / stride), ceil(W / stride)]``."""
-        sizes = (self.hidden_dim, self.out_channels, self.stride, self.dilation)
-        return inverted_residual(x, self.packed, *sizes, self.residual)
-
-    def extra_repr(self) -> str:
-        """Shows the sizes in ``print(model)``."""
-        sizes = f"hidden_dim={self.hidden_dim}, out_channels={self.out_channels}, stride={self.stride}"
-        return f"{sizes}, dilation={self.dilation}, residual={self.residual}"
+        return inverted_residual(x, self.packed, *self.sizes)
 
 
 class _Names(NamedTuple):

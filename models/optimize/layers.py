@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.optimize.folding import qualified_name
+from mobilevit_kernels.models.optimize.packed import PackedOp
 from mobilevit_kernels.models.optimize.predicates import does_nothing, is_observed, is_silu, weight_and_bias
 from mobilevit_kernels.models.optimize.transformer import FusedSeparableTransformer, FusedTransformer
 from mobilevit_kernels.ops.packing import LayerParameters
@@ -115,6 +116,8 @@ def fuse_transformers(model: nn.Module, dtype: torch.dtype = torch.float32) -> i
         if names is None:
             continue
         transformer, norm = (cast("Any", block.get_submodule(name)) for name in names)
+        if isinstance(transformer, PackedOp):
+            continue
         replacement = fuse(list(getattr(transformer, "layer", transformer)), norm, dtype)
         if replacement is not None:
             setattr(block, names[0], replacement)

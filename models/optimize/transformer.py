@@ -1,17 +1,27 @@
 """Whole transformers, with the norm after them, as modules of one op; for inference on the CPU."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mobilevit_kernels.models.token_map import to_map, to_tokens
+from mobilevit_kernels.models.optimize.packed import PackedOp
+from mobilevit_kernels.models.token_map import MapTransformer
 from mobilevit_kernels.ops.packing import LayerParameters, pack_separable_transformer, pack_transformer
 from mobilevit_kernels.ops.separable_transformer import separable_transformer
 from mobilevit_kernels.ops.transformer import transformer
 
 
-class FusedTransformer(nn.Module):
+class _Sizes(NamedTuple):
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    patch_size: tuple[int, int]
+    eps: float
+
+
+class FusedTransformer(PackedOp, MapTransformer):
     """Transformer of MobileViT v1 and the LayerNorm after it (:func:`mobilevit_kernels.ops.transformer`).
 
     Args:
@@ -23,8 +33,6 @@ class FusedTransformer(nn.Module):
         dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
     """
 
-    packed: Tensor
-
     def __init__(
         self,
         layers: Sequence[LayerParameters],
@@ -35,22 +43,22 @@ class FusedTransformer(nn.Module):
         eps: float,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.num_layers, self.hidden_dim = len(layers), layers[0][8].shape[0]
-        self.num_heads, self.patch_size, self.eps = num_heads, patch_size, eps
-        self.register_buffer("packed", pack_transformer(layers, norm_weight, norm_bias, dtype))
+        sizes = _Sizes(len(layers), num_heads, layers[0][8].shape[0], patch_size, eps)
+        super().__init__(pack_transformer(layers, norm_weight, norm_bias, dtype), sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[B, H, W, C]`` -> tokens."""
-        sizes = (self.num_layers, self.num_heads, self.hidden_dim)
-        return to_tokens(transformer(to_map(x), self.packed, *sizes, self.patch_size, self.eps))
-
-    def extra_repr(self) -> str:
-        """Shows the sizes in ``print(model)``."""
-        return f"num_layers={self.num_layers}, num_heads={self.num_heads}, patch_size={self.patch_size}"
+        """``[B, C, H, W]`` -> ``[B, C, H, W]``."""
+        return transformer(x, self.packed, *self.sizes)
 
 
-class FusedSeparableTransformer(nn.Module):
+class _SeparableSizes(NamedTuple):
+    num_layers: int
+    hidden_dim: int
+    patch_size: tuple[int, int]
+    eps: float
+
+
+class FusedSeparableTransformer(PackedOp):
     """Transformer of MobileViT v2 and the GroupNorm after it (:func:`mobilevit_kernels.ops.separable_transformer`).
 
     Args:
@@ -61,8 +69,6 @@ class FusedSeparableTransformer(nn.Module):
         dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
     """
 
-    packed: Tensor
-
     def __init__(
         self,
         layers: Sequence[LayerParameters],
@@ -72,17 +78,9 @@ class FusedSeparableTransformer(nn.Module):
         eps: float,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.num_layers, self.hidden_dim = len(layers), layers[0][8].shape[0]
-        self.patch_size, self.eps = patch_size, eps
-        self.register_buffer("packed", pack_separable_transformer(layers, norm_weight, norm_bias, dtype))
+        sizes = _SeparableSizes(len(layers), layers[0][8].shape[0], patch_size, eps)
+        super().__init__(pack_separable_transformer(layers, norm_weight, norm_bias, dtype), sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H, W]``."""
-        return separable_transformer(
-            x, self.packed, self.num_layers, self.hidden_dim, self.patch_size, self.eps
-        )
-
-    def extra_repr(self) -> str:
-        """Shows the sizes in ``print(model)``."""
-        return f"num_layers={self.num_layers}, patch_size={self.patch_size}"
+        return separable_transformer(x, self.packed, *self.sizes)

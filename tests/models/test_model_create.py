@@ -161,6 +161,20 @@ def test_initial_weights() -> None:
     assert model.head.fc.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 
+def test_weights_that_are_loaded_are_not_drawn_first(random_model: Random) -> None:
+    state, before = random_model("mobilevitv2_050").state_dict(), torch.random.get_rng_state()
+    create_model("mobilevitv2_050", checkpoint=state)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_classifier_that_is_not_loaded_has_initial_weights(random_model: Random) -> None:
+    state = random_model("mobilevitv2_050", num_classes=3).state_dict()
+    with pytest.warns(UserWarning, match="keeps its fresh weights"):
+        classifier = create_model("mobilevitv2_050", num_classes=1000, checkpoint=state).head.fc
+    assert classifier.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert classifier.bias.eq(0).all()
+
+
 @pytest.mark.parametrize(
     ("value", "divisor", "minimum", "expected"),
     [

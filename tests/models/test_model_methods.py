@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mobilevit_kernels.models import MultiHeadAttention, create_model, list_models
 from mobilevit_kernels.models.layers import DropPath, InvertedResidual
@@ -205,3 +205,22 @@ def test_bad_images(features_only: bool, shape: tuple[int, ...], message: str) -
     model = create_model("mobilevit_xxs", features_only=features_only).eval()
     with pytest.raises(ValueError, match=message):
         model(torch.rand(shape))
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_hooks_of_stages_run_as_in_timm(
+    name: str, timm_pair: Pairs, assert_same: Callable[..., None]
+) -> None:
+    """A hook on every stage sees the map that timm's sees: hooks, profilers and FSDP rely on them."""
+    seen: list[list[Tensor]] = []
+    for model in timm_pair(name, num_classes=5):
+        maps: list[Tensor] = []
+        for stage in model.stages:
+            stage.register_forward_hook(lambda module, args, out, maps=maps: maps.append(out))
+        with torch.no_grad():
+            model(torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64))
+        seen.append(maps)
+    theirs, ours = seen
+    assert len(ours) == len(theirs) == 5
+    for actual, expected in zip(ours, theirs, strict=True):
+        assert_same(actual, expected)

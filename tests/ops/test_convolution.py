@@ -1,22 +1,20 @@
 """A convolution with its activation as one op on the CPU: ``convolution``."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from capabilities import LOWER, needs_avx512, run_with
 from convolution_problems import ConvolutionProblem
 from error_rule import check_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mobilevit_kernels import _C, ops
+from mobilevit_kernels import ops
 
 pytestmark = pytest.mark.usefixtures("restored_threads")
-needs_avx512 = pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="bfloat16 products need AVX-512")
 
 # Of the map, channels of the output, side of the kernel, options.
 CASES: list[tuple[tuple[int, ...], int, int, dict[str, Any]]] = [
@@ -87,20 +85,54 @@ def test_threads_change_nothing(kernel: int) -> None:
     assert all(torch.equal(out, outs[0]) for out in outs[1:])
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_strides_and_memory(kernel: int) -> None:
-    problem = ConvolutionProblem.random((2, 20, 6, 4), 24, kernel)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "products", [torch.float32, pytest.param(torch.bfloat16, marks=needs_avx512)], ids=str
+)
+@pytest.mark.parametrize(("channels", "kernel"), [(20, 1), (20, 3), (3, 3), (3, 1), (1, 3), (5, 2)])
+def test_strides_and_memory(channels: int, kernel: int, products: torch.dtype, dtype: torch.dtype) -> None:
+    problem = ConvolutionProblem.random(
+        (2, channels, 7, 37), 24, kernel, dtype, stride=2, padding=kernel // 2
+    )
+    problem = replace(problem, products=products)
     x, packed, *others = problem.arguments()
     expected, kept = problem.fused(), packed.clone()
-    wide = torch.full((2, 24, 8, 9), torch.nan).contiguous(memory_format=torch.channels_last)
-    wide[:, 2:22, 1:7, 3:7] = x
-    for view in (x.contiguous(), wide[:, 2:22, 1:7, 3:7], x.transpose(2, 3).contiguous().transpose(2, 3)):
+    wide = torch.full((3, channels + 4, 9, 42), torch.nan, dtype=dtype)
+    views = [
+        x.contiguous(),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        x.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3),
+    ]
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        frame = wide.contiguous(memory_format=memory_format)
+        view = frame[1:, 2 : 2 + channels, 1:8, 3:40]
+        view.copy_(x)
+        every_second = torch.empty(2, channels, 7, 74, dtype=dtype, memory_format=memory_format)[..., ::2]
+        views += [view, every_second.copy_(x)]
+    for view in views:
         before = view.clone()
         out = ops.convolution(view, packed, *others)
         assert torch.equal(out, expected)
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(view, before)
-    assert torch.equal(packed, kept)
+    assert torch.equal(packed.view(torch.uint8), kept.view(torch.uint8))
+
+
+def test_one_pixel_for_all() -> None:
+    """An expanded map repeats its memory."""
+    x, packed, *others = ConvolutionProblem.random((1, 3, 1, 1), 24, 3, padding=1).arguments()
+    expanded = x.expand(2, 3, 6, 5)
+    assert torch.equal(
+        ops.convolution(expanded, packed, *others), ops.convolution(expanded.contiguous(), packed, *others)
+    )
+
+
+@needs_avx512
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_bfloat16_products_take_maps_of_every_dtype(dtype: torch.dtype) -> None:
+    problem = ConvolutionProblem.random((2, 20, 6, 4), 24, 3, padding=1)
+    actual = replace(problem.map_tensors(lambda tensor: tensor.to(dtype)), products=torch.bfloat16).fused()
+    torch.testing.assert_close(actual.float(), problem.reference(), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
@@ -180,17 +212,19 @@ def test_bad_input(fake: bool) -> None:
 
 
 LOWER_ISA = """
+from dataclasses import replace
 import torch
+from capabilities import PRODUCTS
 from convolution_problems import ConvolutionProblem
+from error_rule import check_forward
 torch.manual_seed(0)
 for kernel in (1, 3):
-    problem = ConvolutionProblem.random((2, 20, 9, 22), 44, kernel)
-    torch.testing.assert_close(problem.fused(), problem.reference(), rtol=1e-4, atol=1e-4)
+    for products in PRODUCTS:
+        problem = ConvolutionProblem.random((2, 20, 9, 22), 44, kernel, products)
+        check_forward(replace(problem, products=products))
 """
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", LOWER)
 def test_lower_instruction_sets(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOBILEVIT_CPU_CAPABILITY", capability)
-    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
-    subprocess.run([sys.executable, "-c", LOWER_ISA], check=True)
+    run_with(capability, LOWER_ISA, monkeypatch)

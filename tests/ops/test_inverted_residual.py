@@ -1,21 +1,19 @@
 """A convolutional block as one op on the CPU: ``inverted_residual``."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from block_problems import BlockProblem
+from capabilities import LOWER, needs_avx512, run_with
 from error_rule import check_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mobilevit_kernels import _C, ops
+from mobilevit_kernels import ops
 
 pytestmark = pytest.mark.usefixtures("restored_threads")
-needs_avx512 = pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="bfloat16 products need AVX-512")
 
 # Of the map, hidden channels, channels of the output, stride, dilation.
 CASES = [
@@ -55,6 +53,14 @@ def test_error_rule_with_products_in_bfloat16(
     torch.set_num_threads(threads)
     options = {"stride": stride, "dilation": dilation, "products": torch.bfloat16}
     check_forward(BlockProblem.random(size, hidden, out, torch.bfloat16, **options))
+
+
+@needs_avx512
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_bfloat16_products_take_maps_of_every_dtype(dtype: torch.dtype) -> None:
+    problem = BlockProblem.random((2, 20, 6, 4), 44, 20, torch.float32)
+    actual = replace(problem.map_tensors(lambda tensor: tensor.to(dtype)), products=torch.bfloat16).fused()
+    torch.testing.assert_close(actual.float(), problem.reference(), rtol=0.05, atol=0.05)
 
 
 @settings(max_examples=60, deadline=None)
@@ -193,15 +199,16 @@ def test_bad_input(fake: bool) -> None:
 LOWER_ISA = """
 import torch
 from block_problems import BlockProblem
+from capabilities import PRODUCTS
+from error_rule import check_forward
 torch.manual_seed(0)
 for stride in (1, 2):
-    problem = BlockProblem.random((2, 20, 9, 22), 44, 20, stride=stride)
-    torch.testing.assert_close(problem.fused(), problem.reference(), rtol=1e-4, atol=1e-4)
+    for products in PRODUCTS:
+        options = {"stride": stride, "products": products}
+        check_forward(BlockProblem.random((2, 20, 9, 22), 44, 20, products, **options))
 """
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", LOWER)
 def test_lower_instruction_sets(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOBILEVIT_CPU_CAPABILITY", capability)
-    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
-    subprocess.run([sys.executable, "-c", LOWER_ISA], check=True)
+    run_with(capability, LOWER_ISA, monkeypatch)

@@ -1,17 +1,15 @@
 """Whole transformers as one op on the CPU: ``transformer`` and ``separable_transformer``."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from capabilities import LOWER, needs_avx512, run_with
 from error_rule import check_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformer_problems import TRANSFORMERS, TransformerProblem
 
-from mobilevit_kernels import _C, ops
+from mobilevit_kernels import ops
 
 pytestmark = pytest.mark.usefixtures("restored_threads")
 
@@ -45,7 +43,7 @@ def test_error_rule(
     check_forward(TransformerProblem.random(op, size, layers, dtype, patch=patch))
 
 
-@pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="bfloat16 products need AVX-512")
+@needs_avx512
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     ("size", "heads"),
@@ -216,17 +214,17 @@ def test_heads_that_do_not_divide() -> None:
 
 LOWER_ISA = """
 import torch
+from capabilities import PRODUCTS
+from error_rule import check_forward
 from transformer_problems import TRANSFORMERS, TransformerProblem
 torch.manual_seed(0)
 for op in TRANSFORMERS:
     for size in ((1, 36, 6, 10), (2, 64, 8, 8)):
-        problem = TransformerProblem.random(op, size)
-        torch.testing.assert_close(problem.fused(), problem.reference(), rtol=1e-4, atol=1e-4)
+        for products in PRODUCTS:
+            check_forward(TransformerProblem.random(op, size, 2, products, products=products))
 """
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", LOWER)
 def test_lower_instruction_sets(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOBILEVIT_CPU_CAPABILITY", capability)
-    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
-    subprocess.run([sys.executable, "-c", LOWER_ISA], check=True)
+    run_with(capability, LOWER_ISA, monkeypatch)

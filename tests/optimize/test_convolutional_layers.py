@@ -46,7 +46,7 @@ def test_dilated_blocks_of_segmentation() -> None:
     optimized = optimize_for_inference(model)
     blocks = [module for module in optimized.modules() if isinstance(module, FusedInvertedResidual)]
     assert len(blocks) == len(of_class(model, *BLOCKS))
-    assert {block.dilation for block in blocks} >= {1, 2}
+    assert {block.sizes.dilation for block in blocks} >= {1, 2}
     check_outputs(optimized, model)
 
 

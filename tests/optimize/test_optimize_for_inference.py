@@ -9,11 +9,12 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+from capabilities import needs_avx512
 from foreign_models import BUILDERS, build_model, logits_of, randomize
 from torch import Tensor, nn
 
 import mobilevit_kernels
-from mobilevit_kernels import _C, optimize_for_inference
+from mobilevit_kernels import optimize_for_inference
 from mobilevit_kernels.models import create_model
 from mobilevit_kernels.models.optimize import api
 from mobilevit_kernels.models.optimize.transformer import FusedSeparableTransformer, FusedTransformer
@@ -137,17 +138,14 @@ def test_exports(name: str) -> None:
         assert_close(program.module()(images()), optimized(images()))
 
 
-needs_avx512 = pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="bfloat16 products need AVX-512")
-
-
 @pytest.mark.parametrize(
-    "matrix_unit",
-    [pytest.param(False, id="without-amx"), pytest.param(True, id="with-amx", marks=needs_avx512)],
+    "fast",
+    [pytest.param(False, id="float32"), pytest.param(True, id="bfloat16", marks=needs_avx512)],
 )
 def test_bfloat16_is_at_most_twice_as_far_off_as_autocast(
-    model: nn.Module, matrix_unit: bool, monkeypatch: pytest.MonkeyPatch
+    model: nn.Module, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "has_bfloat16_matrix_unit", lambda: matrix_unit)
+    monkeypatch.setattr(api, "has_fast_bfloat16", lambda: fast)
     optimized = optimize_for_inference(model, torch.bfloat16)
     x = images(batch=8)
     with torch.inference_mode():
@@ -157,7 +155,7 @@ def test_bfloat16_is_at_most_twice_as_far_off_as_autocast(
     assert actual.dtype == torch.float32
     # The mean: the largest of a few rounding errors is luck.
     assert (actual - expected).square().mean().sqrt() <= 2 * (plain - expected).square().mean().sqrt()
-    assert any(p.dtype == torch.bfloat16 for p in optimized.parameters()) == matrix_unit
+    assert any(p.dtype == torch.bfloat16 for p in optimized.parameters()) == fast
 
 
 def test_another_attention_stays_as_it_is() -> None:
