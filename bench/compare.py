@@ -7,14 +7,17 @@ whole models, training steps) goes to a JSON file, a Markdown table and a plot. 
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.case import Case
 from bench.levels import LEVELS
 from bench.shapes import DIRECTIONS
+from bench.throughput import write_throughput
 from mobilevit_kernels.benchmark.cases import DTYPES, IMAGE_SIDE, SMOKE_IMAGE_SIDE
 from mobilevit_kernels.benchmark.engine import Engine
 from mobilevit_kernels.benchmark.engines import COMPILE_MODES, PEERS, engines
+from mobilevit_kernels.benchmark.rows import Row
 from mobilevit_kernels.benchmark.session import EXIT_INTERRUPTED, Settings, compare
 from mobilevit_kernels.benchmark.timing import seconds_per_call, settled_seconds_per_call
 
@@ -45,10 +48,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, metavar="S", help="seconds of timing a row (0.25 to 6)")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
     parser.add_argument("--name", help="name of the result files, without suffix (default: by the level)")
+    parser.add_argument(
+        "--throughput", action="store_true", help="of models: images per second over --batches too"
+    )
     parser.add_argument("--smoke", action="store_true", help="one small case of each kind, a few rounds")
     options = parser.parse_args(argv)
     if options.name and len(options.levels) > 1:
         parser.error("--name: expected one level, since each writes files of its own")
+    if options.throughput and options.levels != ["models"]:
+        parser.error(f"--throughput: expected the level models alone, got {' '.join(options.levels)}")
     return options
 
 
@@ -74,6 +82,11 @@ def settings(options: argparse.Namespace, level: str) -> Settings:
     )
 
 
+def throughput_writer(stem: Path) -> Callable[[list[Row], dict[str, str]], list[Path]]:
+    """What ``compare`` calls to add images per second to the report ``stem``."""
+    return lambda rows, environment: write_throughput(rows, environment["processor"], stem)
+
+
 def main(argv: list[str]) -> int:
     """Runs the command; returns 1 where a gate failed, 130 where it was interrupted."""
     options = parse_arguments(argv)
@@ -87,7 +100,9 @@ def main(argv: list[str]) -> int:
         if not chosen:
             continue
         name = options.name or (f"peers_{level}" if peers else level)
-        status = max(status, compare(chosen, settings(options, level), command, options.output / name))
+        stem = options.output / name
+        write_more = throughput_writer(stem) if options.throughput else None
+        status = max(status, compare(chosen, settings(options, level), command, stem, write_more))
         if status == EXIT_INTERRUPTED:
             break
     return status

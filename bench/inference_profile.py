@@ -1,8 +1,10 @@
 """Where the time of an optimised model goes: every op against its floor, on one image.
 
-The floor of an op is the larger of two times: its multiply-adds at the rate of a large matrix product, and the bytes of
-its tensors at the rate of a large copy, both measured in the same run; what stays in cache can be faster than that. An
-op's time is the shortest of several calls inside the running model.
+The floor of an op is the larger of two times: its multiply-adds at the matrix rate, and the bytes of its tensors at the
+rate of a large copy, both measured in the same run; what stays in cache can be faster than that. The matrix rate is the
+higher of those of a large matrix product and a large convolution in torch, in the dtype that the model was optimised
+for, even on a processor where the model stays in float32. An op's time is the shortest of several calls inside the
+running model.
 """
 
 import argparse
@@ -17,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.document import write_document
 from mobilevit_kernels import optimize_for_inference
-from mobilevit_kernels.benchmark.cases import IMAGE_SIDE, SMOKE_IMAGE_SIDE
+from mobilevit_kernels.benchmark.cases import DTYPES, IMAGE_SIDE, SMOKE_IMAGE_SIDE
 from mobilevit_kernels.benchmark.environment import describe_environment
 from mobilevit_kernels.benchmark.networks import make_networks
 from mobilevit_kernels.benchmark.timing import matrix_rate, num_threads
@@ -32,6 +35,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.inference_profile", description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), default="fp32", help="of optimize_for_inference (fp32)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30, help="calls of which the shortest counts (30)")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
@@ -65,6 +71,10 @@ def _depthwise_flops(x: Tensor, packed: Tensor, stride: int, *_: Any) -> float:
     return 18.0 * x.numel() / stride**2
 
 
+def _pooled_linear_flops(x: Tensor, packed: Tensor, out: int) -> float:
+    return 2.0 * x.shape[0] * x.shape[1] * out
+
+
 def _addmm_flops(bias: Tensor, a: Tensor, b: Tensor, *_: Any) -> float:
     return 2.0 * a.numel() * b.shape[1]
 
@@ -76,6 +86,7 @@ FLOPS: dict[str, Callable[..., float]] = {
     "mobilevit.inverted_residual": _block_flops,
     "mobilevit.convolution": _convolution_flops,
     "mobilevit.depthwise_convolution": _depthwise_flops,
+    "mobilevit.pooled_linear": _pooled_linear_flops,
     "aten.addmm": _addmm_flops,
 }
 _VIEWS = ("view", "permute", "t", "expand", "unsqueeze", "detach", "alias", "_unsafe_view", "slice")
@@ -123,9 +134,16 @@ def copy_rate(rounds: int) -> float:
     return 2 * _COPY_BYTES / shortest(lambda: target.copy_(source), rounds)
 
 
-def profile(model: str, image_side: int, rounds: int) -> tuple[float, list[list[Any]]]:
-    """Seconds of the whole model, and of each op [name, size, operations, bytes, seconds], in order."""
-    network = optimize_for_inference(make_networks(model).ours)
+def profile(model: str, dtype: torch.dtype, image_side: int, rounds: int) -> tuple[float, list[list[Any]]]:
+    """Seconds of the whole model, and of each op [name, size, operations, bytes, seconds], in order.
+
+    Args:
+        model: a name of ``list_models()``.
+        dtype: as in ``optimize_for_inference``.
+        image_side: height and width of the float32 image in pixels.
+        rounds: calls of which the shortest counts.
+    """
+    network = optimize_for_inference(make_networks(model).ours, dtype)
     images = torch.rand(1, 3, image_side, image_side)
     with torch.no_grad():
         total_s = shortest(lambda: network(images), rounds)
@@ -163,27 +181,27 @@ def _cells(name: str, size: str, seconds: float, floor_s: float) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command and writes inference_profile.md."""
+    """Runs the command and writes inference_profile.md, or inference_profile_bf16.md."""
     options = parse_arguments(argv)
     image_side, rounds = (SMOKE_IMAGE_SIDE, 2) if options.smoke else (IMAGE_SIDE, options.rounds)
+    dtype = DTYPES[options.dtype]
     with num_threads(options.threads):
-        flops_per_s = matrix_rate(torch.float32, options.threads)
+        flops_per_s = matrix_rate(dtype, options.threads)
         bytes_per_s = copy_rate(min(rounds, 5))
-        lines = ["# Where the time of optimised models goes", ""]
-        lines += [f"- {name}: {value}" for name, value in describe_environment().items()]
-        lines += [
-            f"- threads: {options.threads}; images: 1 x 3 x {image_side} x {image_side}, float32",
-            f"- matrix product: {flops_per_s / 1e9:.0f} GFLOP/s; copy: {bytes_per_s / 1e9:.1f} GB/s",
-            f"- command: `{' '.join(['python -m bench.inference_profile', *argv])}`",
-            "",
-            *(__doc__ or "").splitlines()[2:],
-        ]
+        facts = {
+            **describe_environment(),
+            "threads": f"{options.threads}; float32 images: 1 x 3 x {image_side} x {image_side}",
+            "optimised for": str(dtype),
+            "matrix rate": f"{flops_per_s / 1e9:.0f} GFLOP/s; copy: {bytes_per_s / 1e9:.1f} GB/s",
+            "command": f"`{' '.join(['python -m bench.inference_profile', *argv])}`",
+        }
+        body: list[str] = []
         for model in options.models:
-            total_s, ops = profile(model, image_side, rounds)
-            lines += ["", f"## {model}", "", *table(ops, total_s, flops_per_s, bytes_per_s)]
-            print(*lines[-len(ops) :], sep="\n", flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "inference_profile.md").write_text("\n".join(lines) + "\n")
+            total_s, ops = profile(model, dtype, image_side, rounds)
+            body += ["", f"## {model}", "", *table(ops, total_s, flops_per_s, bytes_per_s)]
+            print(*body[-len(ops) :], sep="\n", flush=True)
+    name = "inference_profile.md" if options.dtype == "fp32" else f"inference_profile_{options.dtype}.md"
+    write_document(options.output / name, "Where the time of optimised models goes", facts, __doc__, body[1:])
     return 0
 
 

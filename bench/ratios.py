@@ -1,6 +1,7 @@
 """Speed as a ratio, plain PyTorch / ours, taken from one pytest-benchmark run and compared with a committed baseline.
 
-A ratio of two times from one run says the same on a fast machine and a slow one, so a baseline holds elsewhere.
+A ratio of two times from one run says the same on a fast machine and a slow one with the same instruction set, so a
+baseline holds elsewhere.
 """
 
 from collections import defaultdict

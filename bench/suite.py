@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.ratios import Ratio, compare, format_comparison, format_table, read_ratios
+from mobilevit_kernels import _C
 from mobilevit_kernels.benchmark.environment import describe_environment
 
 BENCH = Path(__file__).resolve().parent
-BASELINE = BENCH / "results" / "baseline.json"
+# One for each instruction set: what kernels gain depends on it.
+BASELINE = BENCH / "results" / f"baseline_{_C.cpu_capability()}.json"
 OUTPUT = BENCH.parent / "build" / "bench"
 
 
@@ -102,7 +104,7 @@ def check(ratios: dict[str, Ratio], baseline: dict[str, float], options: argpars
         baseline = {group: ratio for group, ratio in baseline.items() if group in ratios}
     if not baseline:
         print(
-            "check: expected ratios in the baseline to compare with, got none; `make bench-record` writes it"
+            f"check: expected ratios in {BASELINE.name} to compare with, got none; `make bench-record` writes it"
         )
         return 1
     suspects = compare(_values(ratios), baseline).regressed

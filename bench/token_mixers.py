@@ -23,6 +23,7 @@ from mobilevit_kernels.benchmark.networks import LAYOUT_NAMES, make_networks, pl
 from mobilevit_kernels.benchmark.timm_models import has_timm_model
 from mobilevit_kernels.models import MobileViTBlock, MobileViTv2Block
 from mobilevit_kernels.models.configs import CONFIGS
+from mobilevit_kernels.models.optimize.api import has_fast_bfloat16
 from mobilevit_kernels.models.optimize.layers import fuse
 
 _MLP_RATIO = 2
@@ -84,16 +85,17 @@ def mixer_peers(stage: MixerStage) -> tuple[str, ...]:
     return LAYOUT_NAMES if CONFIGS[stage.model].block == "v2" else LAYOUT_NAMES[:1]
 
 
-def fused_token_mixer(block: MobileViTBlock | MobileViTv2Block) -> Callable[[Tensor], Tensor] | None:
+def fused_token_mixer(
+    block: MobileViTBlock | MobileViTv2Block, dtype: torch.dtype = torch.float32
+) -> Callable[[Tensor], Tensor] | None:
     """This package's whole mixer as one op: a channels_last map ``[B, C, H, W]`` to the same; None where it has none.
 
     Args:
         block: in eval mode, float32.
+        dtype: as in :func:`mobilevit_kernels.optimize_for_inference`.
     """
-    fused = fuse(list(block.transformer), block.norm)
-    if fused is None or isinstance(block, MobileViTv2Block):
-        return fused
-    return partial(_on_tokens, fused)
+    in_bfloat16 = dtype == torch.bfloat16 and has_fast_bfloat16()
+    return fuse(list(block.transformer), block.norm, torch.bfloat16 if in_bfloat16 else torch.float32)
 
 
 def _on_tokens(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ def mixer_problem(
         truth=eager("truth", torch.contiguous_format, torch.float64),
         forward_flops=stage.flops(batch, side),
     )
-    fused = fused_token_mixer(block)
+    fused = fused_token_mixer(block, dtype)
     if fused is not None:
         ours = Candidate(OURS, partial(fused, _nhwc(x)), (), torch.empty(0))
         problem = replace(problem, ours=ours, also_ours=(replace(problem.ours, name=f"{OURS} eager"),))

@@ -36,6 +36,17 @@ def test_profile_lists_every_op(tmp_path: Path) -> None:
     assert any(line.startswith("| whole model") for line in lines)
 
 
+def test_bfloat16_has_a_rate_and_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(inference_profile, "matrix_rate", lambda dtype, threads: asked.append(dtype) or 1e9)
+    arguments = ["--smoke", "--models", "mobilevitv2_050", "--dtype", "bf16", "--output", str(tmp_path)]
+    assert inference_profile.main(arguments) == 0
+    assert asked == [torch.bfloat16]
+    text = (tmp_path / "inference_profile_bf16.md").read_text()
+    assert "- optimised for: torch.bfloat16" in text
+    assert "- matrix rate: 1 GFLOP/s" in text
+
+
 def test_floor_is_the_slower_of_arithmetic_and_memory() -> None:
     ops = [["a", "1", 100.0, 8, 2.0], ["b", "1", 10.0, 40, 4.0]]
     lines = inference_profile.table(ops, total_s=7.0, flops_per_s=100.0, bytes_per_s=10.0)

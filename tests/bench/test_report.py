@@ -1,6 +1,7 @@
 """What bench.compare writes: a number only for a right result, beside everything a reader needs to judge it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from bench.case import Case
 from bench.shapes import ATTENTION_SHAPES
 from mobilevit_kernels.benchmark import session
 from mobilevit_kernels.benchmark.gate import GateResult
-from mobilevit_kernels.benchmark.report import write_report
+from mobilevit_kernels.benchmark.report import three_digits, write_report
 from mobilevit_kernels.benchmark.rows import Row, candidate_names
 from mobilevit_kernels.benchmark.timing import Timing
 
@@ -51,6 +52,15 @@ def test_report_has_ratio_rate_and_environment(tmp_path):
     ):
         assert expected in text
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbers_have_three_digits_and_no_exponent():
+    assert [three_digits(value) for value in (0.012345, 1.0, 999.4, 12345.6)] == [
+        "0.0123",
+        "1",
+        "999",
+        "12346",
+    ]
 
 
 def test_failed_gate_prints_no_speed_up(tmp_path):
@@ -113,6 +123,18 @@ def test_another_way_to_run_ours_is_no_peer():
     row = make_row()
     row.timings["ours eager"] = Timing(1e-6, 1e-6, 1e-6, 9, 1)
     assert row.best_peer == "fast peer"
+
+
+def test_images_per_second_are_those_of_the_batch_but_not_of_a_wrong_result_of_ours():
+    row = replace(make_row(), case=Case("mobilevit_s", "fp32", 8, "inference"))
+    row.timings["ours eager"] = Timing(0.002, 0.002, 0.002, 9, 1)
+    speeds = {"ours": 8000.0, "slow peer": 8 / 0.009, "fast peer": 8 / 0.003, "ours eager": 4000.0}
+    assert row.images_per_s == pytest.approx(speeds)
+    assert row.record()["images_per_s"] == pytest.approx(speeds)
+    wrong = GateResult(False, "out", error=0.5, peer_error=1e-6, limit=2e-6)
+    assert set(replace(row, gate=wrong).images_per_s) == {"slow peer", "fast peer", "ours eager"}
+    others = {"fast peer": wrong, "ours eager": wrong}
+    assert set(replace(row, other_gates=others).images_per_s) == {"ours", "slow peer", "fast peer"}
 
 
 def test_many_candidates_are_drawn_in_a_picture_of_their_own(tmp_path):
