@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-slow test-triton test-asan test-all aot lint typecheck format \
-	bench bench-check bench-record bench-compare bench-peers bench-units bench-memory bench-profile \
-	bench-smoke gpu-report wheel clean
+	bench bench-check bench-record bench-compare bench-models bench-peers bench-units bench-memory bench-multi-scale \
+	bench-training-memory bench-training-profile bench-curves bench-profile bench-startup bench-throughput bench-smoke \
+	gpu-report wheel clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,7 +31,7 @@ NATIVE_SOURCES = $(CXX_SOURCES) CMakeLists.txt setup.py
 
 help: ## list the targets
 	@printf 'make TARGET [ARGS="..."], in an environment of its own (%s):\n' "$(VENV)"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf 'Variables: PYTHON=%s VENV=%s VENV_ARGS=%s TORCH=%s\n' "$(PYTHON)" "$(VENV)" "$(VENV_ARGS)" "$(TORCH)"
 
 venv: $(VENV)/.stamp-native $(VENV)/.stamp-extras ## the environment: torch, the package (editable, compiled), all tools
@@ -82,15 +83,17 @@ ASAN_BUILD := build/asan
 SANITIZED = LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 MOBILEVIT_TESTED_PACKAGE=$(ASAN_BUILD)/package \
 	$(PYTEST) -o pythonpath="$(ASAN_BUILD)/package . tests/support" -m "not slow" --ignore tests/ops/test_compile_export.py
-LOWER_CAPABILITIES = $(if $(filter x86_64,$(shell uname -m)),avx2 default)
-CAPABILITY_TESTS := tests/ops/accuracy $(addprefix tests/ops/test_,convolution.py depthwise_convolution.py edge_shapes.py \
-	inverted_residual.py strides.py transformers.py)
+# Of kernels that this processor cannot run, sanitizers would see nothing.
+CAPABILITY = $(shell $(BIN)/python -c 'from mobilevit_kernels import _C; print(_C.cpu_capability())')
+LOWER_CAPABILITIES = $(if $(filter x86_64,$(shell uname -m)),$(filter-out $(CAPABILITY),avx2 default))
+CAPABILITY_TESTS := tests/ops/accuracy $(addprefix tests/ops/test_,batch_norm.py convolution.py depthwise_convolution.py edge_shapes.py \
+	inverted_residual.py pooled_linear.py strides.py transformers.py)
 test-asan: venv ## tests of the CPU kernels, built with the address and undefined-behaviour sanitizers
-	CMAKE_ARGS=-DMOBILEVIT_SANITIZE=ON $(BIN)/python setup.py --quiet build \
+	CMAKE_ARGS="-DMOBILEVIT_SANITIZE=ON -DMOBILEVIT_MAX_CAPABILITY=$(CAPABILITY)" $(BIN)/python setup.py --quiet build \
 		--build-base $(ASAN_BUILD)/objects --build-lib $(ASAN_BUILD)/package
 	$(SANITIZED) $(if $(ARGS),$(ARGS),tests/ops)
 	$(if $(ARGS),,for capability in $(LOWER_CAPABILITIES); do \
-		MOBILEVIT_CPU_CAPABILITY=$$capability $(SANITIZED) $(CAPABILITY_TESTS); done)
+		MOBILEVIT_CPU_CAPABILITY=$$capability $(SANITIZED) $(CAPABILITY_TESTS) || exit 1; done)
 
 test-all: venv ## every test, but for the interpreted cases marked slow
 	$(PYTEST) $(ARGS)
@@ -130,9 +133,15 @@ bench-compare: venv ## ours and the peers in turn, behind a correctness gate: ta
 	$(BIN)/python -m bench.compare ops models $(ARGS)
 
 # An engine that cannot be installed here is absent in the results, no error.
+INSTALL_PEERS = $(PIP) install --constraint $(VENV)/constraints.txt 'mobilevit-kernels[peers]' \
+	|| echo "onnxruntime, openvino: not installed, so they are absent in the results"
+bench-models: venv ## whole models against ONNX Runtime and OpenVINO: the README's table and plot
+	$(INSTALL_PEERS)
+	$(BIN)/python -m bench.compare models --peers onnxruntime openvino --budget 0.6 --name peers_models $(ARGS)
+	$(BIN)/python -m bench.readme --write
+
 bench-peers: venv ## ours against torch.compile, ONNX Runtime and OpenVINO too: ops, token mixers, models, training (hours)
-	$(PIP) install --constraint $(VENV)/constraints.txt 'mobilevit-kernels[peers]' \
-		|| echo "onnxruntime, openvino: not installed, so they are absent in the results"
+	$(INSTALL_PEERS)
 	$(BIN)/python -m bench.compare ops mixers models training --peers compile onnxruntime openvino $(ARGS)
 
 bench-units: venv ## multi-head, Linformer and separable attention against the number of tokens, and in MobileViT-S
@@ -141,17 +150,44 @@ bench-units: venv ## multi-head, Linformer and separable attention against the n
 bench-memory: venv ## memory of the ops in training: kept for the backward pass, and the peak
 	$(BIN)/python -m bench.op_memory $(ARGS)
 
+bench-multi-scale: venv ## what multi-scale sampling saves: updates, padding, memory of a training step
+	$(BIN)/python -m bench.multi_scale $(ARGS)
+
+bench-training-memory: venv ## memory of a whole training step, ours and plain PyTorch's
+	$(BIN)/python -m bench.training_memory $(ARGS)
+
+bench-training-profile: venv ## where the time of training steps goes, op by op, ours and plain PyTorch's
+	$(BIN)/python -m bench.training_profile $(ARGS)
+
+bench-curves: venv ## training curves on handwritten digits, fused ops and plain PyTorch on one plot
+	$(BIN)/python -m bench.training_curves $(ARGS)
+
 bench-profile: venv ## where the time of optimised models goes, op by op, against the floor of each
 	$(BIN)/python -m bench.inference_profile $(ARGS)
+
+bench-throughput: venv ## images per second of whole models over the batch size, ours and the other runtimes
+	$(INSTALL_PEERS)
+	$(BIN)/python -m bench.compare models --throughput --name throughput --peers onnxruntime openvino \
+		--batches 1 8 32 --filter '^(mobilevit_s|mobilevitv2_100) ' $(ARGS)
+
+bench-startup: venv ## from a file to the first result in a fresh process, and its memory: ours and other runtimes
+	$(INSTALL_PEERS)
+	$(BIN)/python -m bench.startup $(ARGS)
 
 # Without torch.compile, whose every case compiles C++ for half a minute.
 bench-smoke: venv ## every benchmark for a moment, to see that it runs
 	$(BIN)/python -m bench.suite run --smoke
 	$(BIN)/python -m bench.compare ops models --smoke --output build/bench
 	$(BIN)/python -m bench.compare mixers training --peers onnxruntime openvino --smoke --threads 1 --output build/bench
+	$(BIN)/python -m bench.compare models --smoke --throughput --name throughput --dtypes fp32 --output build/bench
 	$(BIN)/python -m bench.attention_units --smoke --output build/bench
 	$(BIN)/python -m bench.op_memory --smoke --output build/bench
+	$(BIN)/python -m bench.multi_scale --smoke --batch 2 --output build/bench
+	$(BIN)/python -m bench.training_memory --smoke --batch 2 --output build/bench
+	$(BIN)/python -m bench.training_profile --smoke --models mobilevit_xxs --batch 2 --output build/bench
+	$(BIN)/python -m bench.training_curves --smoke --output build/bench
 	$(BIN)/python -m bench.inference_profile --smoke --output build/bench
+	$(BIN)/python -m bench.startup --smoke --models mobilevit_xxs --output build/bench
 	$(BIN)/mobilevit bench --smoke --peers onnxruntime openvino --output build/bench/cli
 	$(BIN)/python -m bench.gpu.report --device cpu --smoke --output build/bench/gpu
 
