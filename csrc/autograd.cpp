@@ -1,4 +1,4 @@
-// Differentiation of the two ops on every device: the forward op returns what the backward op needs besides its
+// Differentiation of the ops on every device: the forward op returns what the backward op needs besides its
 // inputs; where no gradient is wanted the op itself runs, which keeps nothing.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -183,6 +183,82 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   }
 };
 
+// Saves x and the weight.
+class PointwiseConv2d : public torch::autograd::Function<PointwiseConv2d> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(
+      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+    static const auto op =
+        find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&)>("mobilevit::pointwise_conv2d");
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["needs"] = c10::List<bool>({requires_grad(x), requires_grad(weight), requires_grad(bias)});
+    return op.call(x, weight, bias);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto op = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, std::array<bool, 2>)>(
+        "mobilevit::pointwise_conv2d_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
+    const std::array<bool, 2> mask = {needs[0], needs[1] || needs[2]};
+    const auto [x, weight, bias] = run_backward([&] { return op.call(grads[0], saved[0], saved[1], mask); });
+    return {needs[0] ? x : at::Tensor(), needs[1] ? weight : at::Tensor(), needs[2] ? bias : at::Tensor()};
+  }
+};
+
+at::Tensor pointwise_conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+  if (want_gradient("mobilevit::pointwise_conv2d", x, weight, bias)) return PointwiseConv2d::apply(x, weight, bias);
+  static const auto op =
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&)>("mobilevit::pointwise_conv2d");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x, weight, bias);
+}
+
+// Saves x and the weight.
+class DepthwiseConv2d : public torch::autograd::Function<DepthwiseConv2d> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(
+      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t dilation) {
+    static const auto op =
+        find_op<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t)>("mobilevit::depthwise_conv2d");
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["stride"] = stride;
+    ctx->saved_data["dilation"] = dilation;
+    ctx->saved_data["needs"] = c10::List<bool>({requires_grad(x), requires_grad(weight)});
+    return op.call(x, weight, stride, dilation);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto op = find_op<std::tuple<at::Tensor, at::Tensor>(
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t, std::array<bool, 2>)>(
+        "mobilevit::depthwise_conv2d_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    const int64_t stride = ctx->saved_data["stride"].toInt(), dilation = ctx->saved_data["dilation"].toInt();
+    const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
+    const std::array<bool, 2> mask = {needs[0], needs[1]};
+    const auto [x, weight] =
+        run_backward([&] { return op.call(grads[0], saved[0], saved[1], stride, dilation, mask); });
+    return {needs[0] ? x : at::Tensor(), needs[1] ? weight : at::Tensor(), {}, {}};
+  }
+};
+
+at::Tensor depthwise_conv2d(const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t dilation) {
+  if (want_gradient("mobilevit::depthwise_conv2d", x, weight)) {
+    return DepthwiseConv2d::apply(x, weight, stride, dilation);
+  }
+  static const auto op =
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t)>("mobilevit::depthwise_conv2d");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x, weight, stride, dilation);
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm(
     const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps, bool silu) {
   if (want_gradient("mobilevit::batch_norm", x, weight, bias)) {
@@ -202,6 +278,8 @@ TORCH_LIBRARY_IMPL(mobilevit, Autograd, m) {
   m.impl("unfold_attn_fold", &unfold_attn_fold);
   m.impl("separable_attn", &separable_attn);
   m.impl("batch_norm", &batch_norm);
+  m.impl("pointwise_conv2d", &pointwise_conv2d);
+  m.impl("depthwise_conv2d", &depthwise_conv2d);
 }
 
 }  // namespace mobilevit

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <array>
 #include <optional>
 #include <utility>
 
@@ -107,6 +108,34 @@ inline void check_batch_norm(const at::Tensor& x, const at::Tensor& weight, cons
         x.size(1), "] on ", x.device(), ", got ", vector.sizes(), " on ", vector.device());
   }
   TORCH_CHECK_VALUE(eps >= 0, "eps: expected 0 or more, got ", eps);
+}
+
+inline void check_map(const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "x: expected 4 dimensions [B, C, H, W], got ", x.dim());
+  check_floating("x", x);
+  TORCH_CHECK_VALUE(x.size(1) >= 1, "x: expected at least one channel, got 0");
+}
+
+inline void check_pointwise_conv2d(
+    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  check_map(x);
+  TORCH_CHECK_VALUE(
+      weight.dim() >= 1 && weight.size(0) >= 1, "weight: expected at least one row, got ", weight.sizes());
+  check_weight("weight", weight, weight.size(0), x);
+  check_bias("bias", bias, weight.size(0), x);
+}
+
+inline void check_depthwise_conv2d(const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t dilation) {
+  check_map(x);
+  const std::array<int64_t, 4> expected = {x.size(1), 1, 3, 3};
+  TORCH_CHECK_VALUE(
+      weight.sizes() == at::IntArrayRef(expected), "weight: expected ", at::IntArrayRef(expected), ", got ",
+      weight.sizes());
+  check_alike("weight", weight, x);
+  check_positive("stride", stride);
+  check_positive("dilation", dilation);
+  TORCH_CHECK_VALUE(
+      x.size(2) >= 1 && x.size(3) >= 1, "x: expected at least one pixel, got ", x.size(2), " x ", x.size(3));
 }
 
 // Statistics that a forward op returned and its backward reads.

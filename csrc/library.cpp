@@ -38,6 +38,18 @@ TORCH_LIBRARY(mobilevit, m) {
       "bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
       tags);
 
+  // Convolutions of training on the CPU.
+  m.def("pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", tags);
+  m.def(
+      "pointwise_conv2d_backward(Tensor grad_out, Tensor x, Tensor weight, bool[2] output_mask) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+      tags);
+  m.def("depthwise_conv2d(Tensor x, Tensor weight, int stride=1, int dilation=1) -> Tensor", tags);
+  m.def(
+      "depthwise_conv2d_backward(Tensor grad_out, Tensor x, Tensor weight, int stride, int dilation, "
+      "bool[2] output_mask) -> (Tensor grad_x, Tensor grad_weight)",
+      tags);
+
   // Whole layers, for inference: the projections, norms and residuals around the two ops above.
   m.def(
       "transformer_layer(Tensor x, Tensor norm1_weight, Tensor norm1_bias, Tensor qkv_weight, Tensor qkv_bias, "
