@@ -200,11 +200,11 @@ class PointwiseConv2d : public torch::autograd::Function<PointwiseConv2d> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     static const auto op = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-        const at::Tensor&, const at::Tensor&, const at::Tensor&, std::array<bool, 2>)>(
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, std::array<bool, 3>)>(
         "mobilevit::pointwise_conv2d_backward");
     const variable_list saved = ctx->get_saved_variables();
     const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
-    const std::array<bool, 2> mask = {needs[0], needs[1] || needs[2]};
+    const std::array<bool, 3> mask = {needs[0], needs[1], needs[2]};
     const auto [x, weight, bias] = run_backward([&] { return op.call(grads[0], saved[0], saved[1], mask); });
     return {needs[0] ? x : at::Tensor(), needs[1] ? weight : at::Tensor(), needs[2] ? bias : at::Tensor()};
   }

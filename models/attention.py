@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mobilevit_kernels.models.convolve import project
 from mobilevit_kernels.ops import separable_attn, unfold_attn_fold
 from mobilevit_kernels.ops.registration import as_pair
 
@@ -34,9 +35,9 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H, W]``; H and W divisible by the patch."""
-        qkv = self.qkv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        qkv = project(x.permute(0, 2, 3, 1), self.qkv).permute(0, 3, 1, 2)
         attended = unfold_attn_fold(qkv, self.num_heads, self.patch_size)
-        out = self.proj(attended.permute(0, 2, 3, 1))
+        out = project(attended.permute(0, 2, 3, 1), self.proj)
         return self.proj_drop(out).permute(0, 3, 1, 2)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
+from mobilevit_kernels.models.convolve import convolve
 from mobilevit_kernels.models.layers import ConvNormAct, channels_last, pad_to_patches
 from mobilevit_kernels.models.linformer import LinformerAttention
 from mobilevit_kernels.models.token_map import transform_map
@@ -99,7 +100,7 @@ class MobileViTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H, W]`` in channels_last memory, any H and W."""
         x = channels_last(x)
-        local_features = self.conv_1x1(self.conv_kxk(x))
+        local_features = convolve(self.conv_kxk(x), self.conv_1x1)
         tokens = transform_map(local_features, self.patch_size, self.transformer, self.norm)
         global_features = self.conv_proj(tokens)
         skip = local_features if self.fusion_input == "local" else x

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mobilevit_kernels.models.convolve import convolve
 from mobilevit_kernels.models.layers import ConvNormAct, channels_last, resize_to_patches
 from mobilevit_kernels.models.transformer import SeparableTransformerLayer
 from mobilevit_kernels.ops.registration import as_pair
@@ -53,5 +54,5 @@ class MobileViTv2Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H', W']`` in channels_last memory, H' and W' the next patch multiples."""
         x = channels_last(resize_to_patches(x, self.patch_size, align_corners=True))
-        local_features = self.conv_1x1(self.conv_kxk(x))
+        local_features = convolve(self.conv_kxk(x), self.conv_1x1)
         return self.conv_proj(self.norm(self.transformer(local_features)))

@@ -31,7 +31,7 @@ def runs_fused(op: str, x: Tensor, layer: nn.Module, parts: dict[str, type[nn.Mo
     """
     if torch.is_grad_enabled() or torch.compiler.is_exporting():
         return False  # an exported program has one graph for every batch
-    if _compute_dtype(x) not in HALF or select_backend(op, x) != "triton":
+    if compute_dtype(x) not in HALF or select_backend(op, x) != "triton":
         return False
     if (
         x.shape[0] > MAX_BATCH
@@ -55,12 +55,22 @@ def _width(layer: nn.Module) -> int:
     return layer.get_submodule("norm1").weight.shape[0]  # type: ignore[index, return-value]
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Of products with ``x``: the dtype of autocast, or its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is exactly of a type, without hooks and not without a bias: an op can stand for it."""
-    observed = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is kind and not observed and getattr(module, "bias", True) is not None
+    return type(module) is kind and not has_hooks(module) and getattr(module, "bias", True) is not None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches or changes what goes into a module, comes out of it, or their gradients."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

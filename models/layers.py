@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilevit_kernels.models.convolve import convolve
 from mobilevit_kernels.models.norm_act import norm_act
 
 
@@ -80,7 +81,7 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in_channels, H, W]`` -> ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``."""
-        return norm_act(self.conv(x), self.bn, self.act)
+        return norm_act(convolve(x, self.conv), self.bn, self.act)
 
 
 class DropPath(nn.Module):

@@ -5,6 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
+from mobilevit_kernels.models.convolve import convolve, project
 from mobilevit_kernels.models.fused_layers import parameters_of, runs_fused
 from mobilevit_kernels.models.layers import DropPath
 from mobilevit_kernels.ops import separable_transformer_layer, transformer_layer
@@ -27,8 +28,8 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., C]`` -> ``[..., C]``."""
-        return self.drop(self.fc2(self.act(self.fc1(x))))
+        """``[B, H, W, C]`` -> ``[B, H, W, C]``."""
+        return self.drop(project(self.act(project(x, self.fc1)), self.fc2))
 
 
 class ConvMlp(nn.Module):
@@ -49,7 +50,7 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H, W]``."""
-        return self.drop(self.fc2(self.act(self.fc1(x))))
+        return self.drop(convolve(self.act(convolve(x, self.fc1)), self.fc2))
 
 
 class TransformerLayer(nn.Module):

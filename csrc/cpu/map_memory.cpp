@@ -5,6 +5,9 @@
 #include <c10/util/accumulate.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <list>
 #include <mutex>
@@ -13,13 +16,16 @@ namespace mobilevit::cpu {
 namespace {
 
 constexpr size_t kPage = size_t(4) << 10, kHugePage = size_t(2) << 20;
-constexpr size_t kLargeMap = size_t(1) << 20;     // malloc keeps what is smaller
-constexpr size_t kHugeMap = size_t(8) << 20;      // worth huge pages, the last one partly used
-constexpr size_t kIdleBytes = size_t(256) << 20;  // kept at most while nobody uses them
+constexpr size_t kLargeMap = size_t(1) << 20;  // malloc keeps what is smaller
+constexpr size_t kHugeMap = size_t(8) << 20;   // worth huge pages, the last one partly used
+constexpr auto kLongIdle = std::chrono::seconds(60);
+
+using Clock = std::chrono::steady_clock;
 
 struct Block {
   void* data;
   size_t bytes;
+  Clock::time_point idle_since = {};
 };
 
 // The pages go back to the system whatever malloc, which keeps some blocks of tens of megabytes, does with the
@@ -31,8 +37,8 @@ void release(const Block& block) {
   std::free(block.data);
 }
 
-// Idle blocks, the longest idle first. Threads do not wait for each other, for one that was lost in a fork would never
-// be done: who finds the list in use does without.
+// Idle blocks, the longest idle first. With the blocks in use they are never more than were in use at once. Threads do
+// not wait for each other, for one that was lost in a fork would never be done: who finds the list in use does without.
 class IdleBlocks {
  public:
   // The smallest that is large enough without being much larger.
@@ -45,17 +51,29 @@ class IdleBlocks {
     }
     if (best == blocks_.end()) return {nullptr, 0};
     const Block result = *best;
-    total_ -= result.bytes;
+    idle_ -= result.bytes;
+    used_ += result.bytes;
     blocks_.erase(best);
     return result;
   }
 
-  void give(const Block& block) {
+  // Before a new block.
+  void make_room(size_t bytes) {
+    const size_t used = used_ += bytes;
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || block.bytes > kIdleBytes) return release(block);
+    if (!lock) return;
+    most_used_ = std::max(most_used_, used);
+    shrink(most_used_ - used);
+  }
+
+  void give(Block block) {
+    used_ -= block.bytes;
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return release(block);
+    block.idle_since = Clock::now();
     blocks_.push_back(block);
-    total_ += block.bytes;
-    shrink(kIdleBytes);
+    idle_ += block.bytes;
+    while (block.idle_since - blocks_.front().idle_since > kLongIdle) release_first();
   }
 
   void release_all() {
@@ -65,15 +83,18 @@ class IdleBlocks {
 
  private:
   void shrink(size_t bytes) {
-    for (; total_ > bytes; blocks_.pop_front()) {
-      total_ -= blocks_.front().bytes;
-      release(blocks_.front());
-    }
+    while (idle_ > bytes) release_first();
+  }
+  void release_first() {
+    idle_ -= blocks_.front().bytes;
+    release(blocks_.front());
+    blocks_.pop_front();
   }
 
   std::mutex mutex_;
   std::list<Block> blocks_;
-  size_t total_ = 0;
+  size_t idle_ = 0, most_used_ = 0;  // bytes
+  std::atomic<size_t> used_ = 0;
 };
 
 // Never destroyed: a tensor may outlive every static object.
@@ -85,6 +106,7 @@ IdleBlocks& idle_blocks() {
 Block new_block(size_t bytes) {
   const size_t page = bytes < kHugeMap ? kPage : kHugePage;
   const size_t whole = (bytes + page - 1) / page * page;
+  idle_blocks().make_room(whole);
   void* data = std::aligned_alloc(page, whole);
   TORCH_CHECK_WITH(OutOfMemoryError, data != nullptr, "out of memory: a map of ", bytes, " bytes");
 #ifdef MADV_HUGEPAGE

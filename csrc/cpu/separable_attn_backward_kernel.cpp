@@ -26,7 +26,7 @@ class Backward {
   explicit Backward(const SeparableBackward& args)
       : args_(args),
         channels_(args.shape.channels),
-        stride_(padded_row<A>(channels_)),
+        stride_(padded_row(channels_)),
         tokens_(args.shape.grid.tokens()),
         groups_(args.shape.groups()),
         few_(std::is_same_v<T, A> && groups_ * tokens_ <= kFewPixels),

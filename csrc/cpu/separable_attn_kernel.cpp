@@ -61,7 +61,7 @@ class Forward {
   explicit Forward(const SeparableForward& args)
       : args_(args),
         channels_(args.shape.channels),
-        stride_(padded_row<A>(channels_)),
+        stride_(padded_row(channels_)),
         tokens_(args.shape.grid.tokens()),
         groups_(args.shape.groups()),
         pixels_(groups_ * tokens_),

@@ -28,6 +28,10 @@ class Workspace {
   int64_t used_ = 0;
 };
 
+// A row of `channels` values with room for whole vectors and a last one that begins inside; rows of this stride do not
+// fall into the same few cache sets.
+inline int64_t padded_row(int64_t channels) { return round_up(channels, 16) + 16; }
+
 // One head (or all channels) of one group of tokens.
 struct TokenSlice {
   const TokenGrid& grid;

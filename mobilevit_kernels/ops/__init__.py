@@ -8,6 +8,7 @@ from mobilevit_kernels.ops.batch_norm import batch_norm  # noqa: E402
 from mobilevit_kernels.ops.convolution import convolution  # noqa: E402
 from mobilevit_kernels.ops.depthwise_convolution import depthwise_convolution  # noqa: E402
 from mobilevit_kernels.ops.inverted_residual import inverted_residual  # noqa: E402
+from mobilevit_kernels.ops.pointwise_conv2d import pointwise_conv2d  # noqa: E402
 from mobilevit_kernels.ops.pooled_linear import pooled_linear  # noqa: E402
 from mobilevit_kernels.ops.separable_attn import separable_attn  # noqa: E402
 from mobilevit_kernels.ops.separable_transformer import separable_transformer  # noqa: E402
@@ -21,6 +22,7 @@ __all__ = [
     "convolution",
     "depthwise_convolution",
     "inverted_residual",
+    "pointwise_conv2d",
     "pooled_linear",
     "separable_attn",
     "separable_transformer",

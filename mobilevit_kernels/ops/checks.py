@@ -96,6 +96,24 @@ def check_separable_attn_backward(
         _check_saved(name, tensor, (batch, ph * pw, channels), torch.float32, x)
 
 
+def check_pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raises ValueError or TypeError where the arguments of ``pointwise_conv2d`` break its contract."""
+    check_map(x)
+    if weight.dim() < 1 or weight.shape[0] < 1:
+        raise ValueError(f"weight: expected at least one row, got {list(weight.shape)}")
+    _check_weight("weight", weight, weight.shape[0], x)
+    _check_bias("bias", bias, weight.shape[0], x)
+
+
+def check_map(x: Tensor) -> None:
+    """Raises ValueError or TypeError unless ``x`` is a floating-point map ``[B, C, H, W]`` with a channel."""
+    if x.dim() != 4:
+        raise ValueError(f"x: expected 4 dimensions [B, C, H, W], got {x.dim()}")
+    check_floating("x", x)
+    if x.shape[1] < 1:
+        raise ValueError("x: expected at least one channel, got 0")
+
+
 def check_floating(name: str, x: Tensor) -> None:
     """Raises TypeError unless ``x`` has a floating-point dtype."""
     if not x.is_floating_point():

@@ -4,6 +4,7 @@ from mobilevit_kernels.reference.batch_norm import batch_norm
 from mobilevit_kernels.reference.convolution import convolution
 from mobilevit_kernels.reference.depthwise_convolution import depthwise_convolution
 from mobilevit_kernels.reference.inverted_residual import inverted_residual
+from mobilevit_kernels.reference.pointwise_conv2d import pointwise_conv2d
 from mobilevit_kernels.reference.pooled_linear import pooled_linear
 from mobilevit_kernels.reference.separable_attn import separable_attn
 from mobilevit_kernels.reference.separable_transformer_layer import separable_transformer_layer
@@ -17,6 +18,7 @@ __all__ = [
     "depthwise_convolution",
     "fold",
     "inverted_residual",
+    "pointwise_conv2d",
     "pooled_linear",
     "separable_attn",
     "separable_transformer_layer",

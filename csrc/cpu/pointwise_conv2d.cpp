@@ -1,0 +1,74 @@
+// mobilevit::pointwise_conv2d on the CPU.
+#include "cpu/pointwise_conv2d_kernel.h"
+
+#include "checks.h"
+#include "cpu/maps.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+namespace mobilevit::cpu {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+PointwiseShape shape_of(const at::Tensor& x, const at::Tensor& weight) {
+  return {x.size(0) * x.size(2) * x.size(3), x.size(1), weight.size(0), x.scalar_type()};
+}
+
+at::Tensor pointwise_conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+  check_pointwise_conv2d(x, weight, bias);
+  const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast), matrix = weight.contiguous();
+  const bool has_bias = bias.has_value() && bias->defined();
+  const at::Tensor vector = has_bias ? bias->to(accumulate_dtype(x)).contiguous() : at::Tensor();
+  const at::Tensor out = empty_map(x, weight.size(0));
+  if (out.numel() > 0) {
+    run_pointwise_conv2d_forward(
+        {shape_of(x, weight), map.const_data_ptr(), matrix.const_data_ptr(),
+         has_bias ? vector.const_data_ptr() : nullptr, out.mutable_data_ptr()});
+  }
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
+    const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, std::array<bool, 3> output_mask) {
+  check_pointwise_conv2d(x, weight, {});
+  const std::array<int64_t, 4> sizes = {x.size(0), weight.size(0), x.size(2), x.size(3)};
+  TORCH_CHECK_VALUE(
+      grad_out.sizes() == at::IntArrayRef(sizes), "grad_out: expected ", at::IntArrayRef(sizes),
+      " as the forward returned, got ", grad_out.sizes());
+  check_alike("grad_out", grad_out, x);
+  const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast),
+                   grad_map = grad_out.contiguous(at::MemoryFormat::ChannelsLast), matrix = weight.contiguous();
+  const auto [want_x, want_weight, want_bias] = output_mask;
+  const at::Tensor grad_x = want_x ? empty_map(x, x.size(1)) : at::empty({0}, x.options());
+  const bool empty = grad_out.numel() == 0;
+  const auto grad_parameter = [&](bool wanted, at::IntArrayRef parameter_sizes) {
+    const auto options = x.options().dtype(accumulate_dtype(x));
+    if (!wanted) return at::empty({0}, options);
+    return empty ? at::zeros(parameter_sizes, options) : at::empty(parameter_sizes, options);
+  };
+  const at::Tensor grad_weight = grad_parameter(want_weight, weight.sizes()),
+                   grad_bias = grad_parameter(want_bias, {weight.size(0)});
+  const auto wanted = [](bool want, const at::Tensor& grad) { return want ? grad.mutable_data_ptr() : nullptr; };
+  if (!empty) {
+    run_pointwise_conv2d_backward(
+        {shape_of(x, weight), grad_map.const_data_ptr(), map.const_data_ptr(), matrix.const_data_ptr(),
+         wanted(want_x, grad_x), wanted(want_weight, grad_weight), wanted(want_bias, grad_bias)});
+  }
+  return {grad_x, grad_weight.to(x.scalar_type()), grad_bias.to(x.scalar_type())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mobilevit, CPU, m) {
+  m.impl("pointwise_conv2d", &pointwise_conv2d);
+  m.impl("pointwise_conv2d_backward", &backward);
+}
+
+}  // namespace mobilevit::cpu

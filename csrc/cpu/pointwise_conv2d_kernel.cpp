@@ -1,0 +1,316 @@
+// A 1x1 convolution as matrix products on the rows of an NHWC map, with its gradients.
+//   out = x weight^T + bias        grad_x = grad_out weight        grad_weight = grad_out^T x
+// Backward, the rows are cut into segments, fixed by the shape: a thread takes a segment in chunks, whose grad_x and
+// share of grad_weight are computed while they are in its cache. Each segment has sums of its own, added in order.
+#include "cpu/pointwise_conv2d_kernel.h"
+
+#include "cpu/capability.h"
+#include "cpu/linear.h"
+#include "cpu/packed.h"
+#include "cpu/token_io.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+namespace mobilevit::cpu::CPU_CAPABILITY {
+namespace {
+
+constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
+
+int64_t grain_of(int64_t flops) { return (kFlopsPerThread + flops - 1) / std::max<int64_t>(flops, 1); }
+
+// Rows of a dense matrix of some dtype, as rows of W.
+template <typename W>
+struct Rows {
+  void* data;
+  at::ScalarType dtype;
+  int64_t width;
+
+  Rows(const void* data, at::ScalarType dtype, int64_t width)
+      : data(const_cast<void*>(data)), dtype(dtype), width(width) {}
+
+  bool in_place() const { return dtype == c10::CppTypeToScalarType<W>::value; }
+  W* at(int64_t row) const { return static_cast<W*>(data) + row * width; }
+
+  void read(int64_t first, int64_t count, W* rows, int64_t stride) const {
+    with_elements([&](auto* elements) {
+      for (int64_t i = 0; i < count; ++i) convert_row(elements + (first + i) * width, rows + i * stride, width);
+    });
+  }
+  void write(int64_t first, int64_t count, const W* rows, int64_t stride) const {
+    with_elements([&](auto* elements) {
+      for (int64_t i = 0; i < count; ++i) convert_row(rows + i * stride, elements + (first + i) * width, width);
+    });
+  }
+
+ private:
+  template <typename Function>
+  void with_elements(const Function& function) const {
+    if constexpr (std::is_same_v<W, float>) {
+      with_storage_dtype(dtype, [&](auto element) { function(static_cast<decltype(element)*>(data)); });
+    } else {
+      function(static_cast<W*>(data));
+    }
+  }
+};
+
+// c = a B + bias, with B packed once. Sums are in A, factors and results in W.
+template <typename W>
+class PackedMatrix {
+  using A = acc_t<W>;
+  using Factor = factor_t<W>;
+
+ public:
+  // B = weight^T, or B = weight; bias: of the columns of B, or null.
+  PackedMatrix(const Rows<W>& weight, int64_t weight_rows, bool transposed, const void* bias)
+      : depth_(transposed ? weight.width : weight_rows),
+        columns_(transposed ? weight_rows : weight.width),
+        memory_(packed_size(columns_, depth_)),
+        packed_(memory_.take(packed_size(columns_, depth_))),
+        bias_memory_(round_up(columns_, kPackedColumns)),
+        bias_(bias_memory_.take(round_up(columns_, kPackedColumns))) {
+    Workspace<W> converted(weight.in_place() ? 0 : weight_rows * weight.width);
+    const W* matrix = weight.at(0);
+    if (!weight.in_place()) {
+      W* target = converted.take(0);
+      weight.read(0, weight_rows, target, weight.width);
+      matrix = target;
+    }
+    if (transposed) {
+      pack_transposed(matrix, weight.width, columns_, depth_, packed_);
+    } else {
+      pack(matrix, weight.width, columns_, depth_, packed_);
+    }
+    std::fill_n(bias_, round_up(columns_, kPackedColumns), A(0));
+    if (bias != nullptr) convert_row(static_cast<const A*>(bias), bias_, columns_);
+  }
+
+  // Rows [first, first + count) of c; through memory where c is of another dtype.
+  void multiply(
+      int64_t count, const W* a, int64_t a_stride, const Rows<W>& c, int64_t first, W* memory, int64_t stride) const {
+    if (c.in_place()) return multiply(count, a, a_stride, c.at(first), columns_);
+    multiply(count, a, a_stride, memory, stride);
+    c.write(first, count, memory, stride);
+  }
+
+ private:
+  void multiply(int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride) const {
+    const int64_t depth = depth_ / kPerFactor<W>;
+    const RowMajor<Factor> left{factors(a), a_stride / kPerFactor<W>};
+    const auto right = PanelMatrix<Factor>::packed(factors<W>(packed_), depth);
+    gemm_panels(rows, columns_, depth, left, right, c, c_stride, AddBias<A>(bias_));
+  }
+
+  int64_t depth_, columns_;
+  Workspace<W> memory_;
+  W* packed_;
+  Workspace<A> bias_memory_;
+  A* bias_;
+};
+
+// Tiles of rows are copied on their way: the hardware prefetches one stream, but not the dozen rows of a product's
+// tile.
+template <typename W>
+void forward(const PointwiseConv2d& args) {
+  constexpr int64_t kTileRows = 96;
+  const PointwiseShape& shape = args.shape;
+  const Rows<W> x(args.x, shape.dtype, shape.inputs), out(args.out, shape.dtype, shape.outputs);
+  const PackedMatrix<W> matrix(Rows<W>(args.weight, shape.dtype, shape.inputs), shape.outputs, true, args.bias);
+  const int64_t stride = padded_row(shape.inputs), tiles = (shape.rows + kTileRows - 1) / kTileRows;
+  at::parallel_for(0, tiles, grain_of(2 * kTileRows * shape.inputs * shape.outputs), [&](int64_t tile, int64_t end) {
+    Workspace<W> memory(kTileRows * (stride + (out.in_place() ? 0 : shape.outputs)));
+    W *rows = memory.take(kTileRows * stride), *result = memory.take(0);
+    for (; tile < end; ++tile) {
+      const int64_t first = tile * kTileRows, count = std::min(kTileRows, shape.rows - first);
+      x.read(first, count, rows, stride);
+      matrix.multiply(count, rows, stride, out, first, result, shape.outputs);
+    }
+  });
+}
+
+template <typename W>
+class Backward {
+  using A = acc_t<W>;
+  using Factor = factor_t<W>;
+  static constexpr bool kPairs = kPerFactor<W> == 2;
+
+ public:
+  explicit Backward(const PointwiseConv2dBackward& args)
+      : args_(args),
+        shape_(args.shape),
+        x_(args.x, shape_.dtype, shape_.inputs),
+        grad_out_(args.grad_out, shape_.dtype, shape_.outputs),
+        grad_x_(args.grad_x, shape_.dtype, shape_.inputs),
+        weight_(args.weight, shape_.dtype, shape_.inputs),
+        segments_(count_segments()),
+        chunk_(chunk_rows()),
+        x_stride_(padded_row(shape_.inputs)),
+        grad_stride_(padded_row(shape_.outputs)),
+        sums_memory_(args.grad_weight == nullptr ? 0 : segments_ * weight_size()),
+        sums_(sums_memory_.take(0)),
+        bias_memory_(args.grad_bias == nullptr ? 0 : segments_ * shape_.outputs),
+        bias_sums_(bias_memory_.take(0)) {}
+
+  void run() {
+    if (args_.grad_x == nullptr) return run_segments(nullptr);
+    const PackedMatrix<W> matrix(weight_, shape_.outputs, false, nullptr);
+    run_segments(&matrix);
+  }
+
+ private:
+  // Each segment reads and writes its sums, which takes as long as some hundred rows.
+  static constexpr int64_t kMinSegmentRows = 128, kMaxSegments = 64, kSegmentRows = 1024;
+  static constexpr int64_t kMinSegments = 8;
+  static constexpr int64_t kMaxSums = int64_t(8) << 20;   // of all segments
+  static constexpr int64_t kChunkBytes = 512 * 1024;      // of both operands
+  static constexpr int64_t kDepth = 256 * kPerFactor<W>;  // rows of a product of grad_weight, at most
+
+  int64_t weight_size() const { return shape_.outputs * shape_.inputs; }
+  int64_t count_segments() const {
+    const int64_t most = std::clamp<int64_t>(kMaxSums / weight_size(), 1, kMaxSegments);
+    const int64_t wanted = std::max(std::min(kMinSegments, shape_.rows / kMinSegmentRows), shape_.rows / kSegmentRows);
+    return std::clamp<int64_t>(wanted, 1, most);
+  }
+  int64_t chunk_rows() const {
+    const int64_t row_bytes = (shape_.inputs + shape_.outputs) * static_cast<int64_t>(sizeof(W));
+    return std::clamp<int64_t>(kChunkBytes / row_bytes / 2 * 2, 128, kDepth);
+  }
+  // Even, so that only the last segment has a row without a partner.
+  int64_t segment_begin(int64_t segment) const {
+    return segment == segments_ ? shape_.rows : shape_.rows * segment / segments_ / 2 * 2;
+  }
+
+  void run_segments(const PackedMatrix<W>* matrix) {
+    const int64_t flops = 4 * shape_.rows / segments_ * weight_size();
+    at::parallel_for(0, segments_, grain_of(flops), [&](int64_t segment, int64_t end) {
+      Chunk chunk(*this);
+      for (; segment < end; ++segment) run_segment(segment, matrix, chunk);
+    });
+    if (args_.grad_weight != nullptr) add_segments(sums_, weight_size(), static_cast<A*>(args_.grad_weight));
+    if (args_.grad_bias != nullptr) add_segments(bias_sums_, shape_.outputs, static_cast<A*>(args_.grad_bias));
+  }
+
+  // Rows of a map in a thread's cache, and the factors that they are in products over the rows: in bfloat16 pairs of
+  // rows.
+  struct Operand {
+    const W* rows;
+    int64_t stride;
+    const Factor* factors;
+    int64_t factor_stride;
+  };
+
+  struct Chunk {
+    explicit Chunk(const Backward& kernel)
+        : memory(kernel.chunk_ * (2 * kernel.x_stride_ + kernel.grad_stride_) + kernel.zeros_width() + 256),
+          x(memory.take(kernel.chunk_ * kernel.x_stride_)),
+          grad_out(memory.take(kernel.chunk_ * kernel.grad_stride_)),
+          grad_x(memory.take(kernel.chunk_ * kernel.x_stride_)),
+          zeros(memory.take(kernel.zeros_width())) {
+      std::fill_n(zeros, kernel.zeros_width(), W(0));
+    }
+
+    Workspace<W> memory;
+    W *x, *grad_out, *grad_x, *zeros;
+  };
+
+  int64_t zeros_width() const { return kPairs ? std::max(shape_.inputs, shape_.outputs) : 0; }
+
+  void run_segment(int64_t segment, const PackedMatrix<W>* matrix, Chunk& chunk) {
+    A *sums = sums_ + segment * weight_size(), *bias_sums = bias_sums_ + segment * shape_.outputs;
+    const bool want_weight = args_.grad_weight != nullptr, want_bias = args_.grad_bias != nullptr;
+    if (want_weight) std::fill_n(sums, weight_size(), A(0));
+    if (want_bias) std::fill_n(bias_sums, shape_.outputs, A(0));
+    const int64_t end = segment_begin(segment + 1);
+    for (int64_t first = segment_begin(segment); first < end; first += chunk_) {
+      const int64_t count = std::min(chunk_, end - first);
+      const Operand grad_out = read(grad_out_, first, count, chunk.grad_out, grad_stride_, chunk.zeros);
+      if (matrix != nullptr) {
+        matrix->multiply(count, grad_out.rows, grad_out.stride, grad_x_, first, chunk.grad_x, x_stride_);
+      }
+      if (want_bias) add_rows(grad_out, count, bias_sums);
+      if (!want_weight) continue;
+      add_products(grad_out, read(x_, first, count, chunk.x, x_stride_, chunk.zeros), count, sums);
+    }
+  }
+
+  Operand read(
+      const Rows<W>& map, int64_t first, int64_t count, W* memory, int64_t stride,
+      [[maybe_unused]] const W* zeros) const {
+    if constexpr (kPairs) {
+      auto* pairs = reinterpret_cast<Factor*>(memory);
+      for (int64_t i = 0; i < count; i += 2) {
+        const W *row = map.at(first + i), *next = i + 1 < count ? row + map.width : zeros;
+        for (int64_t c = 0; c < map.width; c += Vec<A>::size()) {
+          store_pairs(row + c, next + c, map.width - c, pairs + i / 2 * stride + c);
+        }
+      }
+      return {map.at(first), map.width, pairs, stride};
+    } else {
+      map.read(first, count, memory, stride);
+      return {memory, stride, memory, stride};
+    }
+  }
+
+  void add_rows(const Operand& grad_out, int64_t count, A* bias_sums) const {
+    constexpr int64_t kLanes = Vec<A>::size();
+    for (int64_t c = 0; c < shape_.outputs; c += kLanes) {
+      const int64_t lanes = std::min(kLanes, shape_.outputs - c);
+      Vec<A> sum(0);
+      for (int64_t i = 0; i < count; ++i) sum = sum + load_as<A>(grad_out.rows + i * grad_out.stride + c, lanes);
+      (Vec<A>::loadu(bias_sums + c, lanes) + sum).store(bias_sums + c, static_cast<int>(lanes));
+    }
+  }
+
+  void add_products(const Operand& grad_out, const Operand& x, int64_t count, A* sums) const {
+    const int64_t depth = (count + kPerFactor<W> - 1) / kPerFactor<W>;
+    const ColumnMajor<Factor> left{grad_out.factors, grad_out.factor_stride};
+    const auto right = PanelMatrix<Factor>::row_major(x.factors, x.factor_stride);
+    gemm_panels(shape_.outputs, shape_.inputs, depth, left, right, sums, shape_.inputs, Accumulate());
+  }
+
+  // total[i] = the sum over segments of sums[segment, i]
+  void add_segments(const A* sums, int64_t size, A* total) const {
+    at::parallel_for(0, size, grain_of(segments_), [&](int64_t begin, int64_t end) {
+      std::copy(sums + begin, sums + end, total + begin);
+      for (int64_t segment = 1; segment < segments_; ++segment) {
+        const A* share = sums + segment * size;
+        for (int64_t i = begin; i < end; ++i) total[i] += share[i];
+      }
+    });
+  }
+
+  const PointwiseConv2dBackward& args_;
+  const PointwiseShape& shape_;
+  Rows<W> x_, grad_out_, grad_x_, weight_;
+  int64_t segments_, chunk_;
+  int64_t x_stride_, grad_stride_;  // elements of a row in a chunk
+  Workspace<A> sums_memory_;
+  A* sums_;  // [segments_, outputs, inputs]
+  Workspace<A> bias_memory_;
+  A* bias_sums_;  // [segments_, outputs]
+};
+
+// Calls function with a value of the type of the products' factors.
+template <typename Function>
+void with_factors(const PointwiseShape& shape, const Function& function) {
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+  const bool even = shape.inputs % 2 == 0 && shape.outputs % 2 == 0;
+  if (even && has_fast_pair_products()) return function(c10::BFloat16());
+#else
+  if (shape.dtype == at::kDouble) return function(double());
+#endif
+  function(float());
+}
+
+}  // namespace
+
+void pointwise_conv2d_forward(const PointwiseConv2d& args) {
+  with_factors(args.shape, [&](auto factor) { forward<decltype(factor)>(args); });
+}
+
+void pointwise_conv2d_backward(const PointwiseConv2dBackward& args) {
+  with_factors(args.shape, [&](auto factor) { Backward<decltype(factor)>(args).run(); });
+}
+
+}  // namespace mobilevit::cpu::CPU_CAPABILITY

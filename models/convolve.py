@@ -1,0 +1,51 @@
+"""Convolutions and linear layers of the models: in training on the CPU on kernels of this package where they fit."""
+
+import torch
+from torch import Tensor, nn
+
+from mobilevit_kernels import _C
+from mobilevit_kernels.backends import current_backend
+from mobilevit_kernels.models.fused_layers import compute_dtype, has_hooks
+from mobilevit_kernels.ops import pointwise_conv2d
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """``conv(x)``; in training on the CPU a 1x1 convolution runs as :func:`mobilevit_kernels.ops.pointwise_conv2d`.
+
+    Other kernels, modules with hooks, other devices, evaluation and the backend "reference" take the module itself.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        conv: the convolution.
+    """
+    if x.dim() == 4 and _is_pointwise(conv) and _runs_here(x, conv, nn.Conv2d) and not _on_matrix_unit(x):
+        return pointwise_conv2d(x, conv.weight, conv.bias)
+    return conv(x)
+
+
+def project(tokens: Tensor, linear: nn.Linear) -> Tensor:
+    """``linear(tokens)``, on the same terms as a 1x1 convolution in :func:`convolve`.
+
+    Args:
+        tokens: ``[B, H, W, C]``.
+        linear: the linear layer.
+    """
+    if tokens.dim() == 4 and _runs_here(tokens, linear, nn.Linear) and not _on_matrix_unit(tokens):
+        return pointwise_conv2d(tokens.permute(0, 3, 1, 2), linear.weight, linear.bias).permute(0, 2, 3, 1)
+    return linear(tokens)
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+
+
+def _runs_here(x: Tensor, layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether kernels of this package may stand for a layer: it trains, on the CPU, and nobody watches it."""
+    if not layer.training or type(layer) is not kind or has_hooks(layer):
+        return False
+    return x.device.type == "cpu" and x.is_floating_point() and current_backend() in ("auto", "native")
+
+
+def _on_matrix_unit(x: Tensor) -> bool:
+    """Whether torch's own products are faster: in 16 bits on a processor with matrix units (AMX)."""
+    return compute_dtype(x) in (torch.bfloat16, torch.float16) and _C.has_matrix_unit()
