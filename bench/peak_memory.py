@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from bench.resident_memory import forget_peak, peak_resident_bytes, resident_bytes
-from mobilevit_kernels import _C
+from mobilevit_kernels.ops import release_idle_maps
 
 MIB = 1 << 20
 # Blocks of this size get pages of their own, which the system takes back when they are freed.
@@ -21,7 +21,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
     """
     for _ in range(2):
         call()
-    _C.release_idle_maps()
+    release_idle_maps()
     ctypes.CDLL(None).malloc_trim(0)
     before = resident_bytes()
     forget_peak()

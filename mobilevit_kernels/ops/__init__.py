@@ -8,6 +8,7 @@ from mobilevit_kernels.ops.batch_norm import batch_norm  # noqa: E402
 from mobilevit_kernels.ops.convolution import convolution  # noqa: E402
 from mobilevit_kernels.ops.depthwise_convolution import depthwise_convolution  # noqa: E402
 from mobilevit_kernels.ops.inverted_residual import inverted_residual  # noqa: E402
+from mobilevit_kernels.ops.map_memory import release_idle_maps  # noqa: E402
 from mobilevit_kernels.ops.pointwise_conv2d import pointwise_conv2d  # noqa: E402
 from mobilevit_kernels.ops.pooled_linear import pooled_linear  # noqa: E402
 from mobilevit_kernels.ops.separable_attn import separable_attn  # noqa: E402
@@ -24,6 +25,7 @@ __all__ = [
     "inverted_residual",
     "pointwise_conv2d",
     "pooled_linear",
+    "release_idle_maps",
     "separable_attn",
     "separable_transformer",
     "separable_transformer_layer",

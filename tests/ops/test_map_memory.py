@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobilevit_kernels import _C, ops
+from mobilevit_kernels import ops
 from mobilevit_kernels.ops.packing import pack_convolution
 
 SIDE, CHANNELS = 640, 16  # 26 MB: kept when nobody uses it
@@ -75,7 +75,7 @@ def test_idle_memory_can_be_given_back() -> None:
     used = resident_bytes()
     del out
     assert used - resident_bytes() < 10e6
-    _C.release_idle_maps()
+    ops.release_idle_maps()
     assert used - resident_bytes() > 20e6
 
 
