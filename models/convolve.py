@@ -18,8 +18,9 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
         x: ``[B, C, H, W]``.
         conv: the convolution.
     """
-    if x.dim() == 4 and _is_pointwise(conv) and _runs_here(x, conv, nn.Conv2d) and not _on_matrix_unit(x):
-        return pointwise_conv2d(x, conv.weight, conv.bias)
+    if x.dim() == 4 and _runs_here(x, conv, nn.Conv2d):
+        if _is_pointwise(conv) and not _on_matrix_unit(x):
+            return pointwise_conv2d(x, conv.weight, conv.bias)
     return conv(x)
 
 
