@@ -86,8 +86,9 @@ SANITIZED = LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-
 # Of kernels that this processor cannot run, sanitizers would see nothing.
 CAPABILITY = $(shell $(BIN)/python -c 'from mobilevit_kernels import _C; print(_C.cpu_capability())')
 LOWER_CAPABILITIES = $(if $(filter x86_64,$(shell uname -m)),$(filter-out $(CAPABILITY),avx2 default))
-CAPABILITY_TESTS := tests/ops/accuracy $(addprefix tests/ops/test_,batch_norm.py convolution.py depthwise_convolution.py edge_shapes.py \
-	inverted_residual.py pointwise_conv2d.py pooled_linear.py strides.py transformers.py)
+CAPABILITY_TESTS := tests/ops/accuracy $(addprefix tests/ops/test_,batch_norm.py convolution.py depthwise_conv2d.py \
+	depthwise_convolution.py edge_shapes.py inverted_residual.py pointwise_conv2d.py pooled_linear.py \
+	strides.py transformers.py)
 test-asan: venv ## tests of the CPU kernels, built with the address and undefined-behaviour sanitizers
 	CMAKE_ARGS="-DMOBILEVIT_SANITIZE=ON -DMOBILEVIT_MAX_CAPABILITY=$(CAPABILITY)" $(BIN)/python setup.py --quiet build \
 		--build-base $(ASAN_BUILD)/objects --build-lib $(ASAN_BUILD)/package

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from mobilevit_kernels import _C
 from mobilevit_kernels.backends import current_backend
 from mobilevit_kernels.models.fused_layers import compute_dtype, has_hooks
-from mobilevit_kernels.ops import pointwise_conv2d
+from mobilevit_kernels.ops import depthwise_conv2d, pointwise_conv2d
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """``conv(x)``; in training on the CPU a 1x1 convolution runs as :func:`mobilevit_kernels.ops.pointwise_conv2d`.
+    """``conv(x)``; in training on the CPU 1x1 convolutions run as :func:`mobilevit_kernels.ops.pointwise_conv2d` and 3x3
+    depthwise ones as :func:`mobilevit_kernels.ops.depthwise_conv2d`.
 
     Other kernels, modules with hooks, other devices, evaluation and the backend "reference" take the module itself.
 
@@ -21,6 +22,8 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if x.dim() == 4 and _runs_here(x, conv, nn.Conv2d):
         if _is_pointwise(conv) and not _on_matrix_unit(x):
             return pointwise_conv2d(x, conv.weight, conv.bias)
+        if _is_depthwise(conv):
+            return depthwise_conv2d(x, conv.weight, conv.stride[0], conv.dilation[0])
     return conv(x)
 
 
@@ -38,6 +41,14 @@ def project(tokens: Tensor, linear: nn.Linear) -> Tensor:
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    """3x3, one filter for each channel, padded with as many zeros as the dilation."""
+    if conv.kernel_size != (3, 3) or conv.padding != conv.dilation or conv.padding_mode != "zeros":
+        return False
+    square = conv.stride[0] == conv.stride[1] and conv.dilation[0] == conv.dilation[1]
+    return square and conv.groups == conv.in_channels == conv.out_channels and conv.bias is None
 
 
 def _runs_here(x: Tensor, layer: nn.Module, kind: type[nn.Module]) -> bool:

@@ -2,6 +2,7 @@
 
 from mobilevit_kernels.reference.batch_norm import batch_norm
 from mobilevit_kernels.reference.convolution import convolution
+from mobilevit_kernels.reference.depthwise_conv2d import depthwise_conv2d
 from mobilevit_kernels.reference.depthwise_convolution import depthwise_convolution
 from mobilevit_kernels.reference.inverted_residual import inverted_residual
 from mobilevit_kernels.reference.pointwise_conv2d import pointwise_conv2d
@@ -15,6 +16,7 @@ from mobilevit_kernels.reference.unfold_attn_fold import unfold_attn_fold
 __all__ = [
     "batch_norm",
     "convolution",
+    "depthwise_conv2d",
     "depthwise_convolution",
     "fold",
     "inverted_residual",

@@ -1,0 +1,89 @@
+"""``mobilevit::depthwise_conv2d``: a 3x3 depthwise convolution and its gradients, for training on the CPU."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels.ops.checks import check_floating
+from mobilevit_kernels.ops.registration import channels_last_empty, forbid_double_backward, register_autocast
+
+_op = torch.ops.mobilevit.depthwise_conv2d.default
+_backward_op = torch.ops.mobilevit.depthwise_conv2d_backward.default
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """3x3 depthwise convolution (arXiv 1704.04861, equation 3), padded with zeros as wide as its dilation.
+
+    What ``torch.nn.functional.conv2d`` computes with ``padding=dilation`` and ``groups=C``. Sums are in float32
+    (float64 for float64); output and gradients do not depend on the number of threads.
+
+    Args:
+        x: ``[B, C, H, W]``, any strides, float32, float64, bfloat16 or float16 on the CPU; channels_last is read
+            without a copy.
+        weight: ``[C, 1, 3, 3]``, dtype of ``x``.
+        stride, dilation: alike on both axes.
+
+    Returns:
+        ``[B, C, ceil(H / stride), ceil(W / stride)]``, dtype of ``x`` (the autocast dtype under autocast),
+        channels_last. Differentiable once.
+
+    Raises:
+        ValueError: not four dimensions, no channel or pixel, a weight of another size or device, a stride or
+            dilation that is not positive.
+        TypeError: not floating-point, or a weight of another dtype than ``x``.
+    """
+    return _op(x, weight, stride, dilation)
+
+
+def _check(x: Tensor, weight: Tensor, stride: int, dilation: int) -> None:
+    """Raises where the arguments break the contract; csrc/checks.h says the same."""
+    if x.dim() != 4:
+        raise ValueError(f"x: expected 4 dimensions [B, C, H, W], got {x.dim()}")
+    check_floating("x", x)
+    channels, height, width = x.shape[1:]
+    if channels < 1:
+        raise ValueError("x: expected at least one channel, got 0")
+    if tuple(weight.shape) != (channels, 1, 3, 3):
+        raise ValueError(f"weight: expected {[channels, 1, 3, 3]}, got {list(weight.shape)}")
+    _check_alike("weight", weight, x)
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        if value < 1:
+            raise ValueError(f"{name}: expected a positive int, got {value}")
+    if height < 1 or width < 1:
+        raise ValueError(f"x: expected at least one pixel, got {height} x {width}")
+
+
+def _check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name}: expected {x.dtype} as x has, got {tensor.dtype}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name}: expected device {x.device} as x has, got {tensor.device}")
+
+
+def _out_size(x: Tensor, stride: int) -> tuple[int, int]:
+    height, width = ((side - 1) // stride + 1 for side in x.shape[2:])
+    return height, width
+
+
+@torch.library.register_fake("mobilevit::depthwise_conv2d")
+def _fake(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    _check(x, weight, stride, dilation)
+    return channels_last_empty(x, x.shape[1], _out_size(x, stride))
+
+
+@torch.library.register_fake("mobilevit::depthwise_conv2d_backward")
+def _backward_fake(
+    grad_out: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, output_mask: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    _check(x, weight, stride, dilation)
+    expected = (*x.shape[:2], *_out_size(x, stride))
+    if tuple(grad_out.shape) != expected:
+        raise ValueError(f"grad_out: expected {list(expected)} as the output has, got {list(grad_out.shape)}")
+    _check_alike("grad_out", grad_out, x)
+    grad_x = channels_last_empty(x, x.shape[1]) if output_mask[0] else x.new_empty(0)
+    return grad_x, x.new_empty(weight.shape if output_mask[1] else 0)
+
+
+forbid_double_backward(_backward_op)
+register_autocast(_op)
