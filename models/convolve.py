@@ -10,8 +10,10 @@ from mobilevit_kernels.ops import depthwise_conv2d, pointwise_conv2d
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """``conv(x)``; in training on the CPU 1x1 convolutions run as :func:`mobilevit_kernels.ops.pointwise_conv2d` and 3x3
-    depthwise ones as :func:`mobilevit_kernels.ops.depthwise_conv2d`.
+    """``conv(x)``, in training on the CPU as an op of this package where there is one.
+
+    1x1 convolutions run as :func:`mobilevit_kernels.ops.pointwise_conv2d`, 3x3 depthwise ones as
+    :func:`mobilevit_kernels.ops.depthwise_conv2d`.
 
     Other kernels, modules with hooks, other devices, evaluation and the backend "reference" take the module itself.
 
