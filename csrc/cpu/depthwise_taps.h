@@ -2,6 +2,8 @@
 // other taps at each residue of its position modulo the stride, and each residue is a convolution of its own.
 #pragma once
 
+#include "cpu/simd.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -48,6 +50,16 @@ inline std::vector<AxisTaps> backward_taps(int64_t size, int64_t stride, int64_t
     result.push_back(taps);
   }
   return result;
+}
+
+// Calls function(channel, skipped) for whole vectors of channels; the last one starts earlier where it would be
+// partial, and its first `skipped` lanes have been in the one before.
+template <typename A, typename Function>
+C10_ALWAYS_INLINE void for_whole_vectors(int64_t channels, const Function& function) {
+  for (int64_t c = 0; c < channels; c += Vec<A>::size()) {
+    const int64_t start = std::min(c, channels - Vec<A>::size());
+    function(start, c - start);
+  }
 }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY
