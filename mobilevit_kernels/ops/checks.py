@@ -105,6 +105,20 @@ def check_pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> No
     _check_bias("bias", bias, weight.shape[0], x)
 
 
+def check_depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, dilation: int) -> None:
+    """Raises ValueError or TypeError where the arguments of ``depthwise_conv2d`` break its contract."""
+    check_map(x)
+    channels, height, width = x.shape[1:]
+    if tuple(weight.shape) != (channels, 1, 3, 3):
+        raise ValueError(f"weight: expected {[channels, 1, 3, 3]}, got {list(weight.shape)}")
+    check_alike("weight", weight, x)
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        if value < 1:
+            raise ValueError(f"{name}: expected a positive int, got {value}")
+    if height < 1 or width < 1:
+        raise ValueError(f"x: expected at least one pixel, got {height} x {width}")
+
+
 def check_map(x: Tensor) -> None:
     """Raises ValueError or TypeError unless ``x`` is a floating-point map ``[B, C, H, W]`` with a channel."""
     if x.dim() != 4:
@@ -126,7 +140,7 @@ def _check_weight(name: str, weight: Tensor, rows: int, x: Tensor) -> None:
         raise ValueError(
             f"{name}: expected [{rows}, {columns}] or [{rows}, {columns}, 1, 1], got {list(weight.shape)}"
         )
-    _check_alike(name, weight, x)
+    check_alike(name, weight, x)
 
 
 def _check_bias(name: str, bias: Tensor | None, size: int, x: Tensor) -> None:
@@ -134,7 +148,7 @@ def _check_bias(name: str, bias: Tensor | None, size: int, x: Tensor) -> None:
         return
     if tuple(bias.shape) != (size,):
         raise ValueError(f"{name}: expected [{size}], got {list(bias.shape)}")
-    _check_alike(name, bias, x)
+    check_alike(name, bias, x)
 
 
 def _check_saved(name: str, saved: Tensor, shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> None:
@@ -146,7 +160,8 @@ def _check_saved(name: str, saved: Tensor, shape: Sequence[int], dtype: torch.dt
         raise ValueError(f"{name}: expected device {x.device} as the forward's input has, got {saved.device}")
 
 
-def _check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
+def check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Raises TypeError or ValueError unless ``tensor`` has the dtype and the device of ``x``."""
     if tensor.dtype != x.dtype:
         raise TypeError(f"{name}: expected {x.dtype} as x has, got {tensor.dtype}")
     if tensor.device != x.device:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.ops.checks import check_floating
+from mobilevit_kernels.ops.checks import check_alike, check_depthwise_conv2d
 from mobilevit_kernels.ops.registration import channels_last_empty, forbid_double_backward, register_autocast
 
 _op = torch.ops.mobilevit.depthwise_conv2d.default
@@ -36,31 +36,6 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int =
     return _op(x, weight, stride, dilation)
 
 
-def _check(x: Tensor, weight: Tensor, stride: int, dilation: int) -> None:
-    """Raises where the arguments break the contract; csrc/checks.h says the same."""
-    if x.dim() != 4:
-        raise ValueError(f"x: expected 4 dimensions [B, C, H, W], got {x.dim()}")
-    check_floating("x", x)
-    channels, height, width = x.shape[1:]
-    if channels < 1:
-        raise ValueError("x: expected at least one channel, got 0")
-    if tuple(weight.shape) != (channels, 1, 3, 3):
-        raise ValueError(f"weight: expected {[channels, 1, 3, 3]}, got {list(weight.shape)}")
-    _check_alike("weight", weight, x)
-    for name, value in (("stride", stride), ("dilation", dilation)):
-        if value < 1:
-            raise ValueError(f"{name}: expected a positive int, got {value}")
-    if height < 1 or width < 1:
-        raise ValueError(f"x: expected at least one pixel, got {height} x {width}")
-
-
-def _check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.dtype != x.dtype:
-        raise TypeError(f"{name}: expected {x.dtype} as x has, got {tensor.dtype}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name}: expected device {x.device} as x has, got {tensor.device}")
-
-
 def _out_size(x: Tensor, stride: int) -> tuple[int, int]:
     height, width = ((side - 1) // stride + 1 for side in x.shape[2:])
     return height, width
@@ -68,7 +43,7 @@ def _out_size(x: Tensor, stride: int) -> tuple[int, int]:
 
 @torch.library.register_fake("mobilevit::depthwise_conv2d")
 def _fake(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    _check(x, weight, stride, dilation)
+    check_depthwise_conv2d(x, weight, stride, dilation)
     return channels_last_empty(x, x.shape[1], _out_size(x, stride))
 
 
@@ -76,11 +51,11 @@ def _fake(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tens
 def _backward_fake(
     grad_out: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, output_mask: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    _check(x, weight, stride, dilation)
+    check_depthwise_conv2d(x, weight, stride, dilation)
     expected = (*x.shape[:2], *_out_size(x, stride))
     if tuple(grad_out.shape) != expected:
         raise ValueError(f"grad_out: expected {list(expected)} as the output has, got {list(grad_out.shape)}")
-    _check_alike("grad_out", grad_out, x)
+    check_alike("grad_out", grad_out, x)
     grad_x = channels_last_empty(x, x.shape[1]) if output_mask[0] else x.new_empty(0)
     return grad_x, x.new_empty(weight.shape if output_mask[1] else 0)
 
