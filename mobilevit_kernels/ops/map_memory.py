@@ -1,6 +1,6 @@
 """Memory of large results between their uses."""
 
-from mobilevit_kernels import _C
+import importlib
 
 
 def release_idle_maps() -> None:
@@ -8,4 +8,5 @@ def release_idle_maps() -> None:
 
     After training in a process that goes on with other work, for instance. The ops take new memory when they run again.
     """
-    _C.release_idle_maps()
+    # By name, for the package itself imports the ops.
+    importlib.import_module("mobilevit_kernels._C").release_idle_maps()
