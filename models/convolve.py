@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels import _C
-from mobilevit_kernels.backends import current_backend
-from mobilevit_kernels.models.fused_layers import compute_dtype, has_hooks
+from mobilevit_kernels.models.fused_layers import compute_dtype, has_hooks, on_cpu_kernels
 from mobilevit_kernels.ops import depthwise_conv2d, pointwise_conv2d
 
 
@@ -57,7 +56,7 @@ def _runs_here(x: Tensor, layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether kernels of this package may stand for a layer: it trains, on the CPU, and nobody watches it."""
     if not layer.training or type(layer) is not kind or has_hooks(layer):
         return False
-    return x.device.type == "cpu" and x.is_floating_point() and current_backend() in ("auto", "native")
+    return x.is_floating_point() and on_cpu_kernels(x)
 
 
 def _on_matrix_unit(x: Tensor) -> bool:

@@ -5,7 +5,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from mobilevit_kernels.backends import select_backend
+from mobilevit_kernels.backends import current_backend, select_backend
 
 # Above this batch the layers are bound by arithmetic and memory, not by the number of kernels that are started.
 MAX_BATCH = 8
@@ -59,6 +59,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """Of products with ``x``: the dtype of autocast, or its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def on_cpu_kernels(x: Tensor) -> bool:
+    """Whether the CPU kernels that only training has may run on ``x``: it is there, and nobody chose other code."""
+    return x.device.type == "cpu" and current_backend() in ("auto", "native")
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mobilevit_kernels.backends import current_backend
-from mobilevit_kernels.models.fused_layers import is_plain
+from mobilevit_kernels.models.fused_layers import is_plain, on_cpu_kernels
 from mobilevit_kernels.ops.batch_norm import batch_norm
 
 
@@ -33,7 +32,7 @@ def _runs_fused(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
         return False
     if not (is_plain(act, nn.SiLU) or is_plain(act, nn.Identity)):
         return False
-    return x.device.type == "cpu" and current_backend() in ("auto", "native") and x.numel() > x.shape[1]
+    return on_cpu_kernels(x) and x.numel() > x.shape[1]
 
 
 @torch.no_grad()

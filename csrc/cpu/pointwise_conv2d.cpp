@@ -43,9 +43,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
       grad_out.sizes() == at::IntArrayRef(sizes), "grad_out: expected ", at::IntArrayRef(sizes),
       " as the forward returned, got ", grad_out.sizes());
   check_alike("grad_out", grad_out, x);
-  const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast),
-                   grad_map = grad_out.contiguous(at::MemoryFormat::ChannelsLast), matrix = weight.contiguous();
   const auto [want_x, want_weight, want_bias] = output_mask;
+  // The map is read for the weight's gradient alone.
+  const at::Tensor map = want_weight ? x.contiguous(at::MemoryFormat::ChannelsLast) : x,
+                   grad_map = grad_out.contiguous(at::MemoryFormat::ChannelsLast), matrix = weight.contiguous();
   const at::Tensor grad_x = want_x ? empty_map(x, x.size(1)) : at::empty({0}, x.options());
   const bool empty = grad_out.numel() == 0;
   const auto grad_parameter = [&](bool wanted, at::IntArrayRef parameter_sizes) {
