@@ -138,7 +138,7 @@ inline void check_depthwise_conv2d(const at::Tensor& x, const at::Tensor& weight
       x.size(2) >= 1 && x.size(3) >= 1, "x: expected at least one pixel, got ", x.size(2), " x ", x.size(3));
 }
 
-// Statistics that a forward op returned and its backward reads.
+// What a forward op returned, or its gradient, which the backward reads.
 inline void check_saved(
     const char* name, const at::Tensor& saved, at::IntArrayRef sizes, at::ScalarType dtype, const at::Tensor& x) {
   TORCH_CHECK_VALUE(

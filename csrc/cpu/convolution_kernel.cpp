@@ -3,6 +3,7 @@
 // strides of the map; a panel of outputs at a time then goes over the whole band. Threads share the rows of the output.
 #include "cpu/convolution_kernel.h"
 
+#include "cpu/grain.h"
 #include "cpu/packed_dtypes.h"
 #include "cpu/token_io.h"
 
@@ -14,8 +15,7 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kBandBytes = 512 * 1024;    // of a core's L2, for a band of the input
-constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
+constexpr int64_t kBandBytes = 512 * 1024;  // of a core's L2, for a band of the input
 
 template <typename W, typename T>
 W converted(T value) {
@@ -175,8 +175,7 @@ void run(const Convolution& args) {
   const ConvolutionShape& shape = args.shape;
   const ConvolutionWeights<W> weights(args.packed, shape);
   const PackedLinear<W>& layer = weights.linear;
-  const int64_t flops = 2 * layer.inputs * shape.out_channels * shape.out_width();
-  const int64_t grain = (kFlopsPerThread + flops - 1) / flops;
+  const int64_t grain = grain_of_flops(2 * layer.inputs * shape.out_channels * shape.out_width());
   const bool pointwise = shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0;
   const bool rows_of_products =
       args.dtype == c10::CppTypeToScalarType<W>::value && padded_inputs<W>(layer.inputs) == layer.inputs;

@@ -40,11 +40,7 @@ std::tuple<at::Tensor, at::Tensor> backward(
     std::array<bool, 2> output_mask) {
   check_depthwise_conv2d(x, weight, stride, dilation);
   const DepthwiseConv2dShape shape = shape_of(x, stride, dilation);
-  const auto expected = out_sizes(shape);
-  TORCH_CHECK_VALUE(
-      grad_out.sizes() == at::IntArrayRef(expected), "grad_out: expected ", at::IntArrayRef(expected),
-      " as the output has, got ", grad_out.sizes());
-  check_alike("grad_out", grad_out, x);
+  check_saved("grad_out", grad_out, out_sizes(shape), x.scalar_type(), x);
   const auto [want_grad_x, want_grad_weight] = output_mask;
   const bool empty = x.numel() == 0;
   const at::Tensor grad_x = want_grad_x ? empty_map(x, x.size(1)) : at::empty({0}, x.options());

@@ -3,6 +3,7 @@
 
 #include "cpu/depthwise.h"
 #include "cpu/dtypes.h"
+#include "cpu/grain.h"
 #include "cpu/token_io.h"
 
 #include <ATen/Parallel.h>
@@ -12,8 +13,6 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
-
-constexpr int64_t kValuesPerThread = 32768;  // of the output; below, a second thread costs more than it saves
 
 template <typename T, bool kSilu>
 class Rows {
@@ -84,8 +83,7 @@ void depthwise_convolution(const DepthwiseConvolution& args) {
     using T = decltype(element);
     const DepthwiseConvolutionShape& shape = args.shape;
     const DepthwiseConvolutionWeights weights(args.packed, shape.channels);
-    const int64_t values = shape.channels * shape.out_width();
-    const int64_t grain = (kValuesPerThread + values - 1) / values;
+    const int64_t grain = grain_of_values(shape.channels * shape.out_width());
     at::parallel_for(0, shape.batch * shape.out_height(), grain, [&](int64_t begin, int64_t end) {
       if (args.silu) return Rows<T, true>(args, weights).run(begin, end);
       Rows<T, false>(args, weights).run(begin, end);

@@ -3,6 +3,7 @@
 #include "cpu/inverted_residual_kernel.h"
 
 #include "cpu/depthwise.h"
+#include "cpu/grain.h"
 #include "cpu/packed_dtypes.h"
 #include "cpu/token_io.h"
 
@@ -13,8 +14,7 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kBlockPixels = 96;          // of the output, that go through the last product at once
-constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
+constexpr int64_t kBlockPixels = 96;  // of the output, that go through the last product at once
 
 template <typename W>
 class Block {
@@ -160,8 +160,7 @@ void inverted_residual(const InvertedResidual& args) {
     const InvertedResidualWeights<W> weights(args.packed, shape);
     const int64_t flops =
         2 * shape.hidden * shape.out_width() * (shape.in_channels * shape.stride + shape.out_channels);
-    const int64_t grain = (kFlopsPerThread + flops - 1) / flops;
-    at::parallel_for(0, shape.batch * shape.out_height(), grain, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, shape.batch * shape.out_height(), grain_of_flops(flops), [&](int64_t begin, int64_t end) {
       Block<W>(args, weights).run(begin, end);
     });
   });

@@ -57,7 +57,7 @@ class IdleBlocks {
     return result;
   }
 
-  // Before a new block.
+  // Before a new block, which counts as used from here on.
   void make_room(size_t bytes) {
     const size_t used = used_ += bytes;
     const std::unique_lock lock(mutex_, std::try_to_lock);
@@ -65,6 +65,9 @@ class IdleBlocks {
     most_used_ = std::max(most_used_, used);
     shrink(most_used_ - used);
   }
+
+  // After make_room, where the system had none.
+  void forgo(size_t bytes) { used_ -= bytes; }
 
   void give(Block block) {
     used_ -= block.bytes;
@@ -108,6 +111,7 @@ Block new_block(size_t bytes) {
   const size_t whole = (bytes + page - 1) / page * page;
   idle_blocks().make_room(whole);
   void* data = std::aligned_alloc(page, whole);
+  if (data == nullptr) idle_blocks().forgo(whole);
   TORCH_CHECK_WITH(OutOfMemoryError, data != nullptr, "out of memory: a map of ", bytes, " bytes");
 #ifdef MADV_HUGEPAGE
   if (page == kHugePage) madvise(data, whole, MADV_HUGEPAGE);

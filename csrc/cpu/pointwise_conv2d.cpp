@@ -39,10 +39,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, std::array<bool, 3> output_mask) {
   check_pointwise_conv2d(x, weight, {});
   const std::array<int64_t, 4> sizes = {x.size(0), weight.size(0), x.size(2), x.size(3)};
-  TORCH_CHECK_VALUE(
-      grad_out.sizes() == at::IntArrayRef(sizes), "grad_out: expected ", at::IntArrayRef(sizes),
-      " as the forward returned, got ", grad_out.sizes());
-  check_alike("grad_out", grad_out, x);
+  check_saved("grad_out", grad_out, sizes, x.scalar_type(), x);
   const auto [want_x, want_weight, want_bias] = output_mask;
   // The map is read for the weight's gradient alone.
   const at::Tensor map = want_weight ? x.contiguous(at::MemoryFormat::ChannelsLast) : x,

@@ -5,6 +5,7 @@
 #include "cpu/pointwise_conv2d_kernel.h"
 
 #include "cpu/capability.h"
+#include "cpu/grain.h"
 #include "cpu/linear.h"
 #include "cpu/packed.h"
 #include "cpu/token_io.h"
@@ -15,10 +16,6 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
-
-constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
-
-int64_t grain_of(int64_t flops) { return (kFlopsPerThread + flops - 1) / std::max<int64_t>(flops, 1); }
 
 // Rows of a dense matrix of some dtype, as rows of W.
 template <typename W>
@@ -118,7 +115,8 @@ void forward(const PointwiseConv2d& args) {
   const Rows<W> x(args.x, shape.dtype, shape.inputs), out(args.out, shape.dtype, shape.outputs);
   const PackedMatrix<W> matrix(Rows<W>(args.weight, shape.dtype, shape.inputs), shape.outputs, true, args.bias);
   const int64_t stride = padded_row(shape.inputs), tiles = (shape.rows + kTileRows - 1) / kTileRows;
-  at::parallel_for(0, tiles, grain_of(2 * kTileRows * shape.inputs * shape.outputs), [&](int64_t tile, int64_t end) {
+  const int64_t grain = grain_of_flops(2 * kTileRows * shape.inputs * shape.outputs);
+  at::parallel_for(0, tiles, grain, [&](int64_t tile, int64_t end) {
     Workspace<W> memory(kTileRows * (stride + (out.in_place() ? 0 : shape.outputs)));
     W *rows = memory.take(kTileRows * stride), *result = memory.take(0);
     for (; tile < end; ++tile) {
@@ -183,7 +181,7 @@ class Backward {
 
   void run_segments(const PackedMatrix<W>* matrix) {
     const int64_t flops = 4 * shape_.rows / segments_ * weight_size();
-    at::parallel_for(0, segments_, grain_of(flops), [&](int64_t segment, int64_t end) {
+    at::parallel_for(0, segments_, grain_of_flops(flops), [&](int64_t segment, int64_t end) {
       Chunk chunk(*this);
       for (; segment < end; ++segment) run_segment(segment, matrix, chunk);
     });
@@ -271,7 +269,7 @@ class Backward {
 
   // total[i] = the sum over segments of sums[segment, i]
   void add_segments(const A* sums, int64_t size, A* total) const {
-    at::parallel_for(0, size, grain_of(segments_), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, size, grain_of_flops(segments_), [&](int64_t begin, int64_t end) {
       std::copy(sums + begin, sums + end, total + begin);
       for (int64_t segment = 1; segment < segments_; ++segment) {
         const A* share = sums + segment * size;

@@ -2,6 +2,7 @@
 // of weights is read once, by one of them.
 #include "cpu/pooled_linear_kernel.h"
 
+#include "cpu/grain.h"
 #include "cpu/packed_dtypes.h"
 #include "cpu/token_io.h"
 
@@ -12,9 +13,6 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
-
-constexpr int64_t kValuesPerThread = 32768;   // of the map; below, a second thread costs more than it saves
-constexpr int64_t kFlopsPerThread = 1000000;  // of the linear layer
 
 // mean[channels] of a sample. Rows have sums of their own, which round less.
 template <typename T>
@@ -37,8 +35,7 @@ void average(const PooledLinear& args, const T* x, float* mean) {
 // means[batch, inputs] in the dtype of the products, padded with zeros.
 template <typename W>
 void average_samples(const PooledLinear& args, int64_t inputs, W* means) {
-  const int64_t values = args.channels * args.height * args.width;
-  const int64_t grain = (kValuesPerThread + values - 1) / values;
+  const int64_t grain = grain_of_values(args.channels * args.height * args.width);
   at::parallel_for(0, args.batch, grain, [&](int64_t begin, int64_t end) {
     Workspace<float> memory(args.channels);
     float* mean = memory.take(args.channels);
@@ -78,7 +75,7 @@ void run(const PooledLinear& args) {
   const int64_t flops = 2 * args.batch * inputs * kPackedColumns;
   const std::vector<int64_t> starts = piece_starts(inputs);
   const Pieces pieces{static_cast<int64_t>(starts.size()), starts.data()};
-  at::parallel_for(0, panels, (kFlopsPerThread + flops - 1) / flops, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, panels, grain_of_flops(flops), [&](int64_t begin, int64_t end) {
     LinearRunner<W> linear;
     for (int64_t panel = begin; panel < end; ++panel) {
       linear.panel(

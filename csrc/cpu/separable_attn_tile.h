@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/gemm.h"
+#include "cpu/grain.h"
 #include "cpu/separable_attn_kernel.h"
 #include "cpu/token_io.h"
 
@@ -61,7 +62,6 @@ struct Part {
 // Calls function(part) in parallel, on as many threads as the work is worth.
 template <typename Function>
 void for_each_part(int64_t flops, const Function& function) {
-  constexpr int64_t kFlopsPerThread = 1000000;  // below, a second thread costs more than it saves
   const int64_t parts = std::clamp<int64_t>(flops / kFlopsPerThread, 1, at::get_num_threads());
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) function(Part{i, parts});

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.ops.checks import check_floating
+from mobilevit_kernels.ops.checks import check_batch_norm
 from mobilevit_kernels.ops.registration import accumulate_dtype, channels_last_empty, forbid_double_backward
 
 _op = torch.ops.mobilevit.batch_norm.default
@@ -36,24 +36,9 @@ def batch_norm(
     return _op(x, weight, bias, eps, silu)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
-    """Raises where the arguments break the contract; csrc/checks.h says the same."""
-    if x.dim() != 4:
-        raise ValueError(f"x: expected 4 dimensions [B, C, H, W], got {x.dim()}")
-    check_floating("x", x)
-    if x.shape[1] < 1 or x.numel() <= x.shape[1]:
-        raise ValueError(f"x: expected more than one value per channel, got {list(x.shape)}")
-    for name, vector in (("weight", weight), ("bias", bias)):
-        check_floating(name, vector)
-        if vector.dim() != 1 or vector.shape[0] != x.shape[1]:
-            raise ValueError(f"{name}: expected [{x.shape[1]}], got {list(vector.shape)}")
-    if eps < 0:
-        raise ValueError(f"eps: expected 0 or more, got {eps}")
-
-
 @torch.library.register_fake("mobilevit::batch_norm")
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, weight, bias, eps)
+    check_batch_norm(x, weight, bias, eps)
     mean, var = (x.new_empty(x.shape[1], dtype=accumulate_dtype(x.dtype)) for _ in range(2))
     return channels_last_empty(x, x.shape[1]), mean, var
 

@@ -105,18 +105,48 @@ def check_pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> No
     _check_bias("bias", bias, weight.shape[0], x)
 
 
+def check_pointwise_conv2d_backward(grad_out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Raises ValueError or TypeError where the arguments of ``pointwise_conv2d_backward`` break its contract."""
+    check_pointwise_conv2d(x, weight, None)
+    _check_saved("grad_out", grad_out, (x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, x)
+
+
 def check_depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, dilation: int) -> None:
     """Raises ValueError or TypeError where the arguments of ``depthwise_conv2d`` break its contract."""
     check_map(x)
     channels, height, width = x.shape[1:]
     if tuple(weight.shape) != (channels, 1, 3, 3):
         raise ValueError(f"weight: expected {[channels, 1, 3, 3]}, got {list(weight.shape)}")
-    check_alike("weight", weight, x)
+    _check_alike("weight", weight, x)
     for name, value in (("stride", stride), ("dilation", dilation)):
         if value < 1:
             raise ValueError(f"{name}: expected a positive int, got {value}")
     if height < 1 or width < 1:
         raise ValueError(f"x: expected at least one pixel, got {height} x {width}")
+
+
+def check_depthwise_conv2d_backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int
+) -> None:
+    """Raises ValueError or TypeError where the arguments of ``depthwise_conv2d_backward`` break its contract."""
+    check_depthwise_conv2d(x, weight, stride, dilation)
+    sides = ((side - 1) // stride + 1 for side in x.shape[2:])
+    _check_saved("grad_out", grad_out, (*x.shape[:2], *sides), x.dtype, x)
+
+
+def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    """Raises ValueError or TypeError where the arguments of ``batch_norm`` break its contract."""
+    if x.dim() != 4:
+        raise ValueError(f"x: expected 4 dimensions [B, C, H, W], got {x.dim()}")
+    check_floating("x", x)
+    if x.shape[1] < 1 or x.numel() <= x.shape[1]:
+        raise ValueError(f"x: expected more than one value per channel, got {list(x.shape)}")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        check_floating(name, vector)
+        if vector.dim() != 1 or vector.shape[0] != x.shape[1]:
+            raise ValueError(f"{name}: expected [{x.shape[1]}], got {list(vector.shape)}")
+    if eps < 0:
+        raise ValueError(f"eps: expected 0 or more, got {eps}")
 
 
 def check_map(x: Tensor) -> None:
@@ -140,7 +170,7 @@ def _check_weight(name: str, weight: Tensor, rows: int, x: Tensor) -> None:
         raise ValueError(
             f"{name}: expected [{rows}, {columns}] or [{rows}, {columns}, 1, 1], got {list(weight.shape)}"
         )
-    check_alike(name, weight, x)
+    _check_alike(name, weight, x)
 
 
 def _check_bias(name: str, bias: Tensor | None, size: int, x: Tensor) -> None:
@@ -148,7 +178,7 @@ def _check_bias(name: str, bias: Tensor | None, size: int, x: Tensor) -> None:
         return
     if tuple(bias.shape) != (size,):
         raise ValueError(f"{name}: expected [{size}], got {list(bias.shape)}")
-    check_alike(name, bias, x)
+    _check_alike(name, bias, x)
 
 
 def _check_saved(name: str, saved: Tensor, shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> None:
@@ -160,7 +190,7 @@ def _check_saved(name: str, saved: Tensor, shape: Sequence[int], dtype: torch.dt
         raise ValueError(f"{name}: expected device {x.device} as the forward's input has, got {saved.device}")
 
 
-def check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
+def _check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
     """Raises TypeError or ValueError unless ``tensor`` has the dtype and the device of ``x``."""
     if tensor.dtype != x.dtype:
         raise TypeError(f"{name}: expected {x.dtype} as x has, got {tensor.dtype}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.ops.checks import check_alike, check_depthwise_conv2d
+from mobilevit_kernels.ops.checks import check_depthwise_conv2d, check_depthwise_conv2d_backward
 from mobilevit_kernels.ops.registration import channels_last_empty, forbid_double_backward, register_autocast
 
 _op = torch.ops.mobilevit.depthwise_conv2d.default
@@ -36,26 +36,18 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int =
     return _op(x, weight, stride, dilation)
 
 
-def _out_size(x: Tensor, stride: int) -> tuple[int, int]:
-    height, width = ((side - 1) // stride + 1 for side in x.shape[2:])
-    return height, width
-
-
 @torch.library.register_fake("mobilevit::depthwise_conv2d")
 def _fake(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
     check_depthwise_conv2d(x, weight, stride, dilation)
-    return channels_last_empty(x, x.shape[1], _out_size(x, stride))
+    height, width = ((side - 1) // stride + 1 for side in x.shape[2:])
+    return channels_last_empty(x, x.shape[1], (height, width))
 
 
 @torch.library.register_fake("mobilevit::depthwise_conv2d_backward")
 def _backward_fake(
     grad_out: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, output_mask: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    check_depthwise_conv2d(x, weight, stride, dilation)
-    expected = (*x.shape[:2], *_out_size(x, stride))
-    if tuple(grad_out.shape) != expected:
-        raise ValueError(f"grad_out: expected {list(expected)} as the output has, got {list(grad_out.shape)}")
-    check_alike("grad_out", grad_out, x)
+    check_depthwise_conv2d_backward(grad_out, x, weight, stride, dilation)
     grad_x = channels_last_empty(x, x.shape[1]) if output_mask[0] else x.new_empty(0)
     return grad_x, x.new_empty(weight.shape if output_mask[1] else 0)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.ops.checks import check_pointwise_conv2d
+from mobilevit_kernels.ops.checks import check_pointwise_conv2d, check_pointwise_conv2d_backward
 from mobilevit_kernels.ops.registration import (
     channels_last_empty,
     forbid_double_backward,
@@ -48,6 +48,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _backward_fake(
     grad_out: Tensor, x: Tensor, weight: Tensor, output_mask: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_pointwise_conv2d_backward(grad_out, x, weight)
     want_x, want_weight, want_bias = output_mask
     return (
         channels_last_empty(x, x.shape[1]) if want_x else x.new_empty(0),

@@ -16,6 +16,8 @@ from torch import Tensor
 from mobilevit_kernels import ops, reference
 
 pytestmark = pytest.mark.usefixtures("restored_threads")
+OP = torch.ops.mobilevit.pointwise_conv2d.default
+BACKWARD = torch.ops.mobilevit.pointwise_conv2d_backward.default
 # Batch, channels in and out, height, width.
 SIZES = [
     (2, 64, 128, 8, 8),
@@ -107,13 +109,10 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype: torch.dtype, bias: bool) -> None:
     problem = Problem.random((2, 20, 12, 4, 6), dtype, bias)
-    torch.library.opcheck(
-        torch.ops.mobilevit.pointwise_conv2d.default, [t.requires_grad_() for t in problem.tensors]
-    )
+    torch.library.opcheck(OP, [t.requires_grad_() for t in problem.tensors])
     x, weight = (tensor.detach() for tensor in problem.tensors[:2])
-    backward = torch.ops.mobilevit.pointwise_conv2d_backward.default
     for mask in ([True, True, bias], [False, True, False], [True, False, False]):
-        torch.library.opcheck(backward, (torch.randn(2, 12, 4, 6, dtype=dtype), x, weight, mask))
+        torch.library.opcheck(BACKWARD, (torch.randn(2, 12, 4, 6, dtype=dtype), x, weight, mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -145,10 +144,9 @@ def test_strides_of_weight_and_of_the_gradient() -> None:
     x, weight, bias = Problem.random((2, 20, 12, 6, 8)).tensors
     matrix = weight[:, :, 0, 0].t().contiguous().t()
     assert torch.equal(ops.pointwise_conv2d(x, matrix, bias), ops.pointwise_conv2d(x, weight, bias))
-    backward = torch.ops.mobilevit.pointwise_conv2d_backward.default
     grad_out = torch.randn(2, 12, 6, 8).contiguous(memory_format=torch.channels_last)
-    expected = backward(grad_out, x, weight, (True, True, True))
-    assert_same_bits(list(backward(grad_out.contiguous(), x, weight, (True, True, True))), list(expected))
+    expected = BACKWARD(grad_out, x, weight, (True, True, True))
+    assert_same_bits(list(BACKWARD(grad_out.contiguous(), x, weight, (True, True, True))), list(expected))
 
 
 def test_nothing_uninitialised_is_read() -> None:
@@ -240,6 +238,18 @@ def test_bad_input(device: str) -> None:
         ops.pointwise_conv2d(x, weight.double(), bias)
     with pytest.raises(ValueError, match=r"^bias: expected \[6\], got"):
         ops.pointwise_conv2d(x, weight, bias[:5])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_bad_input_of_backward(device: str) -> None:
+    x, weight, bias = (tensor.to(device) for tensor in Problem.random((2, 8, 6, 4, 4)).tensors)
+    grad_out, mask = OP(x, weight, bias), [True, True, True]
+    with pytest.raises(ValueError, match=r"^grad_out: expected \[2, 6, 4, 4\] as the forward returned, got"):
+        BACKWARD(x, x, weight, mask)
+    with pytest.raises(TypeError, match="^grad_out: expected torch.float32 as the forward returned, got"):
+        BACKWARD(grad_out.double(), x, weight, mask)
+    with pytest.raises(ValueError, match=r"^weight: expected \[6, 8\] or \[6, 8, 1, 1\], got"):
+        BACKWARD(grad_out, x, weight[:, :7], mask)
 
 
 LOWER_ISA = """
