@@ -71,6 +71,11 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not has_hooks(module) and getattr(module, "bias", True) is not None
 
 
+def is_silu(module: nn.Module) -> bool:
+    """Whether a module is x * sigmoid(x): PyTorch's, or the one that transformers has of its own."""
+    return type(module) is nn.SiLU or type(module).__name__ == "SiLUActivation"
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody watches or changes what goes into a module, comes out of it, or their gradients."""
     return bool(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mobilevit_kernels.models.fused_layers import is_plain, on_cpu_kernels
+from mobilevit_kernels.models.fused_layers import has_hooks, is_plain, is_silu, on_cpu_kernels
 from mobilevit_kernels.ops.batch_norm import batch_norm
 
 
@@ -17,22 +17,42 @@ def norm_act(x: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
         x: ``[B, C, H, W]``.
         norm, act: what is called in this order.
     """
-    if not _runs_fused(x, norm, act):
-        return act(norm(x))
-    assert isinstance(norm, nn.BatchNorm2d)
-    out, mean, var = batch_norm(x, norm.weight, norm.bias, norm.eps, isinstance(act, nn.SiLU))
-    _update_statistics(norm, mean, var, x.numel() // x.shape[1])
-    return out
+    return fused_norm_act(x, norm, act) if fuses_norm_act(x, norm, act) else act(norm(x))
 
 
-def _runs_fused(x: Tensor, norm: nn.Module, act: nn.Module) -> bool:
-    if not (norm.training and is_plain(norm, nn.BatchNorm2d)):
+def fuses_norm_act(
+    x: Tensor, norm: nn.Module, act: nn.Module, kind: type[nn.BatchNorm2d] = nn.BatchNorm2d
+) -> bool:
+    """Whether :func:`fused_norm_act` may stand for a norm and the activation behind it.
+
+    Args:
+        x: what they are given.
+        norm: the norm.
+        act: the activation, a module of its own or a part of the norm.
+        kind: the class that the norm must have.
+    """
+    if not (norm.training and is_plain(norm, kind)):
         return False
+    assert isinstance(norm, nn.BatchNorm2d)
     if norm.weight is None or norm.running_mean is None or norm.momentum is None:
         return False
-    if not (is_plain(act, nn.SiLU) or is_plain(act, nn.Identity)):
+    if not (is_silu(act) or type(act) is nn.Identity) or has_hooks(act):
         return False
-    return on_cpu_kernels(x) and x.numel() > x.shape[1]
+    return norm.track_running_stats and on_cpu_kernels(x) and x.numel() > x.shape[1]
+
+
+def fused_norm_act(x: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
+    """BatchNorm of ``x`` and its activation as one op, where :func:`fuses_norm_act` says so.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        norm: gives the parameters; its running statistics move.
+        act: SiLU or nothing.
+    """
+    assert isinstance(norm, nn.BatchNorm2d)
+    out, mean, var = batch_norm(x, norm.weight, norm.bias, norm.eps, is_silu(act))
+    _update_statistics(norm, mean, var, x.numel() // x.shape[1])
+    return out
 
 
 @torch.no_grad()

@@ -22,13 +22,17 @@ _ADAPTERS = {
 def accelerate(model: nn.Module) -> nn.Module:
     """Makes the MobileViT blocks of a timm or transformers model run on this package's ops, in place.
 
-    Every block keeps its parameters, buffers, hooks and names, and computes the same function: ``state_dict``,
-    training, ``copy.deepcopy``, ``pickle``, gradient checkpointing and ``torch.compile`` work as before. Only the
-    classes of the blocks and of their attention layers change, to subclasses of what they are.
+    On the CPU the model also trains on this package's convolutions and BatchNorm (docs/behaviour.md).
 
-    What differs: feature maps leave a block in channels_last memory; the modules (and their hooks) inside a block see
-    maps, ``[B, H, W, C]`` in v1 and ``[B, C, H, W]`` in v2, in place of unfolded tokens; dropout draws its random
-    numbers in another order; a second derivative raises. Attention dropout above 0 is refused in training.
+    Every block and layer keeps its parameters, buffers, hooks and names, and computes the same function:
+    ``state_dict``, training, ``copy.deepcopy``, ``pickle``, gradient checkpointing and ``torch.compile`` work as
+    before. Only the classes of blocks, of the attention in them and of convolutional layers change, to subclasses of
+    what they are.
+
+    What differs: feature maps leave a block, and in training on the CPU every layer, in channels_last memory; the
+    modules (and their hooks) inside a block see maps, ``[B, H, W, C]`` in v1 and ``[B, C, H, W]`` in v2, in place of
+    unfolded tokens; dropout draws its random numbers in another order; a second derivative raises. Attention dropout
+    above 0 is refused in training.
 
     The blocks may sit anywhere: in a timm model (``features_only`` too), in any transformers MobileViT or MobileViTV2
     (bare, classification, segmentation), in a network that uses one as its backbone, or under DataParallel or

@@ -13,7 +13,6 @@ from transformers.models.mobilevit.modeling_mobilevit import (
     MobileViTTransformerLayer,
 )
 from transformers.models.mobilevitv2.modeling_mobilevitv2 import (
-    MobileViTV2ConvLayer,
     MobileViTV2Layer,
     MobileViTV2LinearSelfAttention,
     MobileViTV2Transformer,
@@ -21,6 +20,7 @@ from transformers.models.mobilevitv2.modeling_mobilevitv2 import (
 )
 
 from mobilevit_kernels import separable_attn, unfold_attn_fold
+from mobilevit_kernels.models.accelerate.huggingface_layers import LAYERS, AcceleratedMobileViTV2ConvLayer
 from mobilevit_kernels.models.accelerate.maps import (
     check_no_dropout,
     is_plain,
@@ -29,6 +29,7 @@ from mobilevit_kernels.models.accelerate.maps import (
 from mobilevit_kernels.models.accelerate.replacement import (
     AcceleratedBlock,
     Replacement,
+    layer_replacements,
     pending_blocks,
     require,
     require_no_active_dropout,
@@ -128,7 +129,7 @@ def plan(model: nn.Module) -> list[Replacement]:
         replacements += planner(name, block)
     if replacements:
         _check_no_attention_maps(model)
-    return replacements
+    return replacements + (layer_replacements(model, LAYERS) if replacements else [])
 
 
 def _check_no_attention_maps(model: nn.Module) -> None:
@@ -176,7 +177,7 @@ def _plan_v2(name: str, block: Any) -> list[Replacement]:
 
 def _is_plain_projection(layer: Any) -> bool:
     return (
-        is_plain(layer, MobileViTV2ConvLayer)
+        is_plain(layer, AcceleratedMobileViTV2ConvLayer)
         and layer.normalization is None
         and layer.activation is None
         and is_plain(layer.convolution, nn.Conv2d)

@@ -39,6 +39,22 @@ def pending_blocks(model: nn.Module, classes: tuple[type[nn.Module], ...]) -> It
             yield name or type(module).__name__, module
 
 
+def layer_replacements(
+    model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]
+) -> list[Replacement]:
+    """Lists the modules that are exactly of a class and run its forward; what differs stays as it is.
+
+    Args:
+        model: any module.
+        classes: the class that each of them takes.
+    """
+    return [
+        Replacement(name, module, classes[type(module)], {})
+        for name, module in model.named_modules()
+        if type(module) in classes and "forward" not in vars(module)
+    ]
+
+
 def require(condition: bool, name: str, expected: str, got: object) -> None:
     """Raises ValueError, naming the module, unless ``condition`` holds."""
     if not condition:

@@ -22,12 +22,15 @@ from mobilevit_kernels.models.accelerate.maps import (
 from mobilevit_kernels.models.accelerate.replacement import (
     AcceleratedBlock,
     Replacement,
+    layer_replacements,
     pending_blocks,
     require,
     require_no_active_dropout,
     require_patch_size,
     require_type,
 )
+from mobilevit_kernels.models.accelerate.timm_layers import LAYERS
+from mobilevit_kernels.models.convolve import convolve, project
 from mobilevit_kernels.models.layers import channels_last, resize_to_patches
 from mobilevit_kernels.models.token_map import to_map, to_tokens, transform_map
 
@@ -44,8 +47,8 @@ class AcceleratedAttention(Attention):
         check_no_dropout(self, self.attn_drop)
         # The fused path of timm takes the default scale, whatever self.scale says.
         scale = None if self.fused_attn else self.scale
-        attended = unfold_attn_fold(to_map(self.qkv(x)), self.num_heads, self.patch_size, scale)
-        return self.proj_drop(self.proj(to_tokens(attended)))
+        attended = unfold_attn_fold(to_map(project(x, self.qkv)), self.num_heads, self.patch_size, scale)
+        return self.proj_drop(project(to_tokens(attended), self.proj))
 
 
 class AcceleratedDropPath(DropPath):
@@ -72,7 +75,7 @@ class AcceleratedMobileVitBlock(AcceleratedBlock, MobileVitBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, C, H, W]`` to ``[B, C', H', W']`` as timm's block does, in channels_last memory."""
-        y = self.conv_1x1(self.conv_kxk(x))
+        y = convolve(self.conv_kxk(x), self.conv_1x1)
         y = self.conv_proj(transform_map(y, self.patch_size, self.transformer, self.norm))
         return y if self.conv_fusion is None else self.conv_fusion(cat((x, y), dim=1))
 
@@ -103,7 +106,7 @@ class AcceleratedMobileVitV2Block(AcceleratedBlock, MobileVitV2Block):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, C, H, W]`` to ``[B, C', H', W']``, (H', W') rounded up to whole patches, channels_last."""
         x = resize_to_patches(x, self.patch_size, align_corners=True)
-        x = channels_last(self.conv_1x1(self.conv_kxk(x)))
+        x = channels_last(convolve(self.conv_kxk(x), self.conv_1x1))
         return self.conv_proj(self.norm(self.transformer(x)))
 
 
@@ -120,7 +123,7 @@ def plan(model: nn.Module) -> list[Replacement]:
     for name, block in pending_blocks(model, (MobileVitBlock, MobileVitV2Block)):
         planner = _plan_v1 if isinstance(block, MobileVitBlock) else _plan_v2
         replacements += planner(name, block)
-    return replacements
+    return replacements + (layer_replacements(model, LAYERS) if replacements else [])
 
 
 def _plan_v1(name: str, block: Any) -> list[Replacement]:

@@ -5,15 +5,17 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+_PATHS = "mobilevit_kernels.models"
+_TIMM, _HF = ("conv", "bn"), ("convolution", "normalization")
 # Layers in which a convolution is followed by a BatchNorm: (convolution, norm) by class.
 LAYERS = {
-    "mobilevit_kernels.models.layers.ConvNormAct": ("conv", "bn"),
-    "timm.layers.conv_bn_act.ConvNormAct": ("conv", "bn"),
-    "transformers.models.mobilevit.modeling_mobilevit.MobileViTConvLayer": ("convolution", "normalization"),
-    "transformers.models.mobilevitv2.modeling_mobilevitv2.MobileViTV2ConvLayer": (
-        "convolution",
-        "normalization",
-    ),
+    f"{_PATHS}.layers.ConvNormAct": _TIMM,
+    "timm.layers.conv_bn_act.ConvNormAct": _TIMM,
+    f"{_PATHS}.accelerate.timm_layers.AcceleratedConvNormAct": _TIMM,
+    "transformers.models.mobilevit.modeling_mobilevit.MobileViTConvLayer": _HF,
+    "transformers.models.mobilevitv2.modeling_mobilevitv2.MobileViTV2ConvLayer": _HF,
+    f"{_PATHS}.accelerate.huggingface_layers.AcceleratedMobileViTConvLayer": _HF,
+    f"{_PATHS}.accelerate.huggingface_layers.AcceleratedMobileViTV2ConvLayer": _HF,
 }
 
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from mobilevit_kernels.models.fused_layers import is_silu
 from mobilevit_kernels.models.optimize.folding import qualified_name
 from mobilevit_kernels.models.optimize.packed import PackedOp
-from mobilevit_kernels.models.optimize.predicates import does_nothing, is_observed, is_silu, weight_and_bias
+from mobilevit_kernels.models.optimize.predicates import does_nothing, is_observed, weight_and_bias
 from mobilevit_kernels.models.optimize.transformer import FusedSeparableTransformer, FusedTransformer
 from mobilevit_kernels.ops.packing import LayerParameters
 

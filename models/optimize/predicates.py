@@ -5,17 +5,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mobilevit_kernels.models.fused_layers import is_silu
+
 _DOES_NOTHING = ("Identity", "Dropout", "DropPath", "AcceleratedDropPath")
 
 
 def does_nothing(module: nn.Module) -> bool:
     """Whether a module returns its input."""
     return type(module).__name__ in _DOES_NOTHING
-
-
-def is_silu(module: nn.Module) -> bool:
-    """Whether a module is x * sigmoid(x)."""
-    return isinstance(module, nn.SiLU) or type(module).__name__ == "SiLUActivation"
 
 
 def is_observed(module: nn.Module) -> bool:
