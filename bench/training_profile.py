@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, op by op: ours, and the plain model in eager PyTorch.
+"""Where the time of a training step goes, op by op: ours, the plain model in eager PyTorch, and timm's accelerated.
 
 A step is forward, cross entropy, backward and AdamW, channels_last. An op's time is its own, without the ops that it
 calls, averaged over some steps under torch's profiler. "no op" is the rest of the step: Python and the profiler itself.
@@ -7,11 +7,13 @@ those of a large matrix product and a large convolution in torch.
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity
 
 from bench.document import printed, write_document
@@ -20,8 +22,9 @@ from mobilevit_kernels.benchmark.candidates import OURS
 from mobilevit_kernels.benchmark.cases import DTYPES, IMAGE_SIDE, SMOKE_IMAGE_SIDE
 from mobilevit_kernels.benchmark.environment import describe_environment
 from mobilevit_kernels.benchmark.inference import model_flops
-from mobilevit_kernels.benchmark.networks import make_networks
+from mobilevit_kernels.benchmark.networks import Networks, make_networks
 from mobilevit_kernels.benchmark.timing import matrix_rate, num_threads, seconds_per_call
+from mobilevit_kernels.models import accelerate
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("mobilevit_s", "mobilevitv2_100")
@@ -87,15 +90,13 @@ def _cells(name: str, own_s: float, step_s: float) -> str:
 
 
 def sections(options: argparse.Namespace, flops_per_s: float) -> Iterator[str]:
-    """Markdown lines of every model, ours and the plain one."""
+    """Markdown lines of every model on every side."""
     image_side, rounds = (SMOKE_IMAGE_SIDE, 1) if options.smoke else (IMAGE_SIDE, options.rounds)
     for model in options.models:
         networks = make_networks(model)
         images = torch.rand(options.batch, 3, image_side, image_side)
         floor_s = 3 * model_flops(networks, images) / flops_per_s
-        plain = "timm" if networks.plain_backend is None else "reference ops"
-        sides = ((OURS, networks.ours, None), (plain, networks.plain, networks.plain_backend))
-        for name, network, backend in sides:
+        for name, network, backend in _sides(networks):
             variant = Variant(name, network, backend, LAYOUTS["NHWC"], "eager")
             step = TrainingStep(variant, images, DTYPES[options.dtype], "default")
             step()
@@ -103,6 +104,15 @@ def sections(options: argparse.Namespace, flops_per_s: float) -> Iterator[str]:
             yield from (f"## {model}, {name}", "")
             yield from table(seconds, step_s, floor_s)
             yield ""
+
+
+def _sides(networks: Networks) -> list[tuple[str, nn.Module, str | None]]:
+    """Name, network and backend: ours, the plain one and, where that is timm's, what ``accelerate`` makes of it."""
+    ours = (OURS, networks.ours, None)
+    if networks.plain_backend is not None:
+        return [ours, ("reference ops", networks.plain, networks.plain_backend)]
+    accelerated = accelerate(copy.deepcopy(networks.plain))
+    return [ours, ("timm", networks.plain, None), ("timm after accelerate", accelerated, None)]
 
 
 def main(argv: list[str]) -> int:
