@@ -126,8 +126,10 @@ def unit_flops(unit: str, tokens: int) -> float:
     if unit == "separable":  # value and output projections
         return 2.0 * tokens * 2 * DIM**2
     keys = tokens if unit == "mha" else min(PROJECTED, tokens)
-    projections = 0 if unit == "mha" else 2 * keys * tokens * DIM
-    return 2.0 * (tokens * 4 * DIM**2 + projections + 2 * tokens * keys * DIM)
+    over_tokens = 0 if unit == "mha" else 2 * keys * tokens * DIM
+    # Query and output of all tokens, key and value of those that are left.
+    over_channels = 2 * (tokens + keys) * DIM**2
+    return 2.0 * (over_channels + over_tokens + 2 * tokens * keys * DIM)
 
 
 def unit_problem(unit: str, tokens: int, dtype: torch.dtype) -> Problem:

@@ -28,14 +28,15 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return conv(x)
 
 
-def project(tokens: Tensor, linear: nn.Linear) -> Tensor:
+def project(tokens: Tensor, linear: nn.Module) -> Tensor:
     """``linear(tokens)``, on the same terms as a 1x1 convolution in :func:`convolve`.
 
     Args:
         tokens: ``[B, H, W, C]``.
-        linear: the linear layer.
+        linear: the linear layer; any other module is called.
     """
     if tokens.dim() == 4 and _runs_here(tokens, linear, nn.Linear) and not _on_matrix_unit(tokens):
+        assert isinstance(linear, nn.Linear)
         return pointwise_conv2d(tokens.permute(0, 3, 1, 2), linear.weight, linear.bias).permute(0, 2, 3, 1)
     return linear(tokens)
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.attention import check_heads
+from mobilevit_kernels.models.fused_layers import is_plain
 from mobilevit_kernels.ops.registration import as_pair
-from mobilevit_kernels.reference import fold, unfold
 
 
 class LinformerAttention(nn.Module):
@@ -69,25 +69,56 @@ class LinformerAttention(nn.Module):
             ValueError: the map has more than ``max_tokens`` tokens per pixel position.
         """
         height, width = x.shape[2:]
-        qkv = unfold(self.qkv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), self.patch_size)  # [B, 3C, P, N]
-        num_tokens = qkv.shape[3]
+        tokens = self._group(x.permute(0, 2, 3, 1))  # [G, N, C]
+        num_tokens = tokens.shape[1]
         if num_tokens > self.max_tokens:
             raise ValueError(
                 f"x: a {height} x {width} map has {num_tokens} tokens per pixel position, but this Linformer layer "
                 f"was built for at most {self.max_tokens}; create the model with a larger img_size"
             )
-        query, key, value = self._split_heads(qkv)
-        key = self.key_proj[:, :num_tokens] @ key
-        value = self.value_proj[:, :num_tokens] @ value
-        attended = F.scaled_dot_product_attention(query, key, value)  # [B, P, heads, N, head_dim]
-        merged = attended.permute(0, 2, 4, 1, 3).flatten(1, 2)  # [B, C, P, N]
-        out = self.proj(fold(merged, (height, width), self.patch_size).permute(0, 2, 3, 1))
-        return self.proj_drop(out).permute(0, 3, 1, 2)
+        query, key, value = (self._split_heads(part) for part in self._query_key_value(tokens))
+        attended = F.scaled_dot_product_attention(query, key, value)  # [G, heads, N, head_dim]
+        out = self.proj(attended.transpose(1, 2).flatten(2))
+        return self.proj_drop(self._ungroup(out, x)).permute(0, 3, 1, 2)
 
-    def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``[B, 3C, P, N]`` -> query, key and value, each ``[B, P, heads, N, head_dim]``."""
-        batch, channels3, positions, num_tokens = qkv.shape
-        head_dim = channels3 // (3 * self.num_heads)
-        heads = qkv.reshape(batch, 3, self.num_heads, head_dim, positions, num_tokens)
-        query, key, value = heads.permute(1, 0, 4, 2, 5, 3).unbind(0)
+    def _query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[G, N, C]`` -> query ``[G, N, C]``, key and value ``[G, projected, C]``.
+
+        Projections of tokens and of channels commute, E (X W + b) = (E X) W + (E 1) b: many tokens are projected first.
+        """
+        num_tokens, num_projected = tokens.shape[1], self.key_proj.shape[0]
+        over_keys, over_values = self.key_proj[:, :num_tokens], self.value_proj[:, :num_tokens]
+        if num_tokens <= num_projected or not is_plain(self.qkv, nn.Linear):
+            query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+            return query, _mix(over_keys, key), _mix(over_values, value)
+        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        query = F.linear(tokens, weights[0], biases[0])
+        key = F.linear(_mix(over_keys, tokens), weights[1]) + _constant(over_keys, biases[1], query)
+        value = F.linear(_mix(over_values, tokens), weights[2]) + _constant(over_values, biases[2], query)
         return query, key, value
+
+    def _group(self, tokens: Tensor) -> Tensor:
+        """``[B, H, W, C]`` -> ``[B * P, N, C]``, the tokens of each pixel position."""
+        ph, pw = self.patch_size
+        grid = tokens.unflatten(2, (-1, pw)).unflatten(1, (-1, ph))  # [B, H / ph, ph, W / pw, pw, C]
+        return grid.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 2)
+
+    def _ungroup(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """Inverse of :meth:`_group`, for a map ``x``."""
+        (batch, _, height, width), (ph, pw) = x.shape, self.patch_size
+        grid = tokens.reshape(batch, ph, pw, height // ph, width // pw, -1)
+        return grid.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)
+
+    def _split_heads(self, rows: Tensor) -> Tensor:
+        """``[G, rows, C]`` -> ``[G, heads, rows, head_dim]``."""
+        return rows.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _mix(projection: Tensor, tokens: Tensor) -> Tensor:
+    """``[projected, N]`` times ``[G, N, C]`` -> ``[G, projected, C]``."""
+    return projection.expand(tokens.shape[0], -1, -1) @ tokens
+
+
+def _constant(projection: Tensor, bias: Tensor, like: Tensor) -> Tensor:
+    """The projection of a bias that every token has, ``[projected, C]``."""
+    return (projection.sum(1, keepdim=True) * bias).to(like.dtype)

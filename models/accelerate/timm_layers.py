@@ -1,5 +1,7 @@
 """timm's convolutional and feed-forward layers on the kernels that this package has for training on the CPU."""
 
+from typing import Any
+
 from timm.layers import BatchNormAct2d, ConvMlp, ConvNormAct, Mlp
 from torch import Tensor, fx, nn
 
@@ -20,7 +22,7 @@ class AcceleratedConvNormAct(ConvNormAct):
         return x if blur is None else blur(x)
 
 
-def _normalize(x: Tensor, norm: nn.Module) -> Tensor:
+def _normalize(x: Tensor, norm: Any) -> Tensor:
     """``norm(x)``; timm's BatchNorm has dropout and activation inside."""
     without_dropout = isinstance(norm, BatchNormAct2d) and is_plain(norm.drop, nn.Identity)
     if without_dropout and fuses_norm_act(x, norm, norm.act, BatchNormAct2d):

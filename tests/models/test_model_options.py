@@ -136,6 +136,19 @@ def test_linformer_restated(height: int, width: int, randomize: Callable) -> Non
     torch.testing.assert_close(layer(x), out, rtol=1e-9, atol=1e-9)
 
 
+def test_linformer_calls_projections_that_are_watched(randomize: Callable) -> None:
+    """The same output, and a hook that changes the projected tokens has its effect."""
+    layer = randomize(LinformerAttention(6, max_tokens=20, num_heads=2, max_projected=7).double())
+    x = torch.randn(2, 6, 8, 10, dtype=torch.float64)
+    expected, seen = layer(x), []
+    handle = layer.qkv.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
+    assert seen == [(8, 20, 18)]
+    handle.remove()
+    layer.qkv.register_forward_hook(lambda module, args, out: 2 * out)
+    assert (layer(x) - expected).abs().max() > 1e-2
+
+
 def test_linformer_sizes_follow_the_image() -> None:
     """256 tokens, then a quarter per stage; never more than 256 projected tokens."""
     shapes = {}
