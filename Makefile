@@ -67,14 +67,15 @@ $(VENV)/.stamp-extras: $(VENV)/.stamp-torch pyproject.toml | $(VENV)/.stamp-nati
 demo: venv ## show the product on photographs: fused against plain PyTorch (ARGS="--weights FILE")
 	$(BIN)/mobilevit demo $(ARGS)
 
-# The interpreter keeps one core busy: it runs beside the other tests, and is printed after them.
+# The interpreter keeps one core busy: it runs beside the other tests, whose threads give up theirs when they wait, and
+# is printed after them.
 INTERPRETED_LOG := build/test-triton.log
 test: venv ## the tests, without those marked slow; the Triton kernels run interpreted
 ifeq ($(ARGS),)
 	@mkdir -p $(dir $(INTERPRETED_LOG))
 	$(INTERPRETED) -m "not slow" $(TRITON_TESTS) > $(INTERPRETED_LOG) 2>&1 & interpreted=$$!; \
 	trap 'kill $$interpreted 2> /dev/null' EXIT; \
-	status=0; $(PYTEST) -m "not slow" || status=$$?; \
+	status=0; OMP_WAIT_POLICY=PASSIVE $(PYTEST) -m "not slow" || status=$$?; \
 	wait $$interpreted || status=$$?; trap - EXIT; \
 	echo "== the Triton kernels, interpreted"; cat $(INTERPRETED_LOG); exit $$status
 else
