@@ -1,14 +1,14 @@
-"""Peak memory of a whole training step: ours, timm's model in eager PyTorch, and ours on plain PyTorch.
+"""Peak memory of a whole training step: ours, timm's model in eager PyTorch and compiled, and ours on plain PyTorch.
 
 A step is forward, cross entropy, backward and AdamW in float32, channels_last. The peak is that of the resident memory
 in a process whose allocator gives freed memory back at once; it is taken above what the process holds between steps:
 weights, the last gradients, the optimizer's state and the images. `reference ops` is this package's model under
-`use_backend("reference")`.
+`use_backend("reference")`. torch.compile compiles forward and backward in the steps before; a smoke run leaves it out.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,10 +24,7 @@ from mobilevit_kernels.benchmark.timm_models import has_timm_model
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("mobilevit_xxs", "mobilevit_s", "mobilevitv2_100")
-_TABLE_HEAD = (
-    "| model | ours, MiB | timm, MiB | timm / ours | reference ops, MiB | reference / ours |",
-    "|---|---|---|---|---|---|",
-)
+TIMM, COMPILED, REFERENCE = "timm", "torch.compile of timm", "reference ops"
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -44,36 +41,38 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def step_peaks(model: str, batch: int, image_side: int) -> tuple[int, int, int]:
-    """Peak resident bytes of a training step: ours, timm's, and ours on the reference ops.
+def step_peaks(model: str, names: Sequence[str], batch: int, image_side: int) -> list[int]:
+    """Peak resident bytes of a training step.
 
     Args:
         model: a name of ``list_models()`` that timm has.
+        names: who takes it.
         batch: images.
         image_side: height and width of the images in pixels.
     """
     networks = make_networks(model)
     images = torch.rand(batch, 3, image_side, image_side)
 
-    def peak(name: str, network: torch.nn.Module, backend: str | None) -> int:
-        variant = Variant(name, network, backend, LAYOUTS["NHWC"], "eager")
+    def peak(name: str) -> int:
+        network = networks.plain if name in (TIMM, COMPILED) else networks.ours
+        backend = "reference" if name == REFERENCE else None
+        how = "compile" if name == COMPILED else "eager"
+        variant = Variant(name, network, backend, LAYOUTS["NHWC"], how)
         return peak_bytes(TrainingStep(variant, images, torch.float32, "default"))
 
-    return (
-        peak(OURS, networks.ours, None),
-        peak("timm", networks.plain, None),
-        peak("reference ops", networks.ours, "reference"),
-    )
+    return [peak(name) for name in names]
 
 
 def table(options: argparse.Namespace) -> Iterator[str]:
     """The lines of the table, one by one as they are measured."""
-    yield from _TABLE_HEAD
+    others = [TIMM, REFERENCE] if options.smoke else [TIMM, COMPILED, REFERENCE]
+    yield "| model | ours, MiB | " + " | ".join(f"{name}, MiB | over ours" for name in others) + " |"
+    yield "|---" * (2 + 2 * len(others)) + "|"
     side = SMOKE_IMAGE_SIDE if options.smoke else IMAGE_SIDE
     for model in options.models[:1] if options.smoke else options.models:
-        ours, *others = step_peaks(model, options.batch, side)
+        ours, *peaks = step_peaks(model, [OURS, *others], options.batch, side)
         cells = [model, f"{ours / MIB:.1f}"]
-        for peak in others:
+        for peak in peaks:
             cells += [f"{peak / MIB:.1f}", f"{peak / ours:.2f}"]
         yield "| " + " | ".join(cells) + " |"
 
