@@ -77,8 +77,11 @@ def is_silu(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches or changes what goes into a module, comes out of it, or their gradients."""
-    return bool(
+    """Whether somebody watches or changes what goes into a module, comes out of it, or their gradients.
+
+    A forward set on the instance does, as device placement and offloading set it.
+    """
+    return "forward" in module.__dict__ or bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks

@@ -7,7 +7,7 @@ from transformers.models.mobilevit.modeling_mobilevit import MobileViTConvLayer
 from transformers.models.mobilevitv2.modeling_mobilevitv2 import MobileViTV2ConvLayer
 
 from mobilevit_kernels.models.convolve import convolve
-from mobilevit_kernels.models.norm_act import fused_norm_act, fuses_norm_act
+from mobilevit_kernels.models.norm_act import norm_act
 
 _NOTHING = nn.Identity()
 
@@ -36,9 +36,5 @@ LAYERS = {
 
 
 def _run(layer: Any, x: Tensor) -> Tensor:
-    norm, act = layer.normalization, layer.activation
-    x = convolve(x, layer.convolution)
-    if norm is not None and fuses_norm_act(x, norm, act or _NOTHING):
-        return fused_norm_act(x, norm, act or _NOTHING)
-    x = x if norm is None else norm(x)
-    return x if act is None else act(x)
+    x, act = convolve(x, layer.convolution), layer.activation or _NOTHING
+    return act(x) if layer.normalization is None else norm_act(x, layer.normalization, act)

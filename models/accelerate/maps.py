@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mobilevit_kernels import reference
 from mobilevit_kernels.models.accelerate.replacement import dropout_acts
+from mobilevit_kernels.models.fused_layers import has_hooks
 
 
 def on_unfolded(attention: Callable[[Tensor], Tensor], x: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -19,13 +20,7 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     False where something must see the call: a wrapper (low-rank adapters, quantisation, a parametrisation), a hook,
     or a forward set on the instance.
     """
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return type(module) is cls and "forward" not in module.__dict__ and not any(len(hook) for hook in hooks)
+    return type(module) is cls and not has_hooks(module)
 
 
 def check_no_dropout(attention: nn.Module, dropout: nn.Module) -> None:

@@ -73,6 +73,19 @@ def test_what_somebody_watches_runs_itself(
     assert set(calls) == {"pointwise_conv2d", "depthwise_conv2d"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_set_on_an_instance_is_called(
+    kind: str, build: Callable, images: Callable, logits: Callable
+) -> None:
+    """Offloading replaces the forward of convolutions and norms after the model was accelerated."""
+    model, seen = accelerate(build(kind)).train(), set()
+    watched = [*convolutions(model), *(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))]
+    for module in watched:
+        module.forward = lambda x, module=module: (seen.add(module), type(module).forward(module, x))[1]
+    logits(model, images())
+    assert seen == set(watched)
+
+
 def test_timm_norm_with_dropout_runs_itself(build: Callable, images: Callable, count_ops: Callable) -> None:
     model = accelerate(build("timm_v1")).train()
     before = count_ops(model, images())["mobilevit::batch_norm"]
