@@ -9,7 +9,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of mobilevit_kernels.";
   m.def(
       "cpu_capability", &mobilevit::cpu::capability_name,
-      "Instruction set of the CPU kernels: 'default', 'avx2', 'avx512' or 'avx512_bf16'.");
+      "Instruction set of the CPU kernels: 'default', 'avx2', 'avx512', 'avx512_bf16' or 'amx'.");
   m.def("has_matrix_unit", &mobilevit::cpu::has_matrix_unit, "Whether bfloat16 products run on matrix units (AMX).");
   m.def(
       "has_fast_bfloat16", &mobilevit::cpu::has_fast_bfloat16,

@@ -24,13 +24,9 @@ template <typename W, typename A>
 inline Vec<A> sigmoid(const Vec<A>& x) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<W, c10::BFloat16>) {
-    // A cubic of 2**r that is 1 at 0 and 2 at 1, and a 14-bit reciprocal: relative errors below 2**-12, where rounding
-    // to bfloat16 has 2**-9. An infinite denominator gives 0, NaN stays.
-    const __m512 exponent = _mm512_mul_ps(x, _mm512_set1_ps(-kLog2E));
-    constexpr float kCubic[] = {7.8267949e-2f, 2.2630768e-1f, 6.9542437e-1f, 1.0f};
-    const Vec<float> r = _mm512_reduce_ps(exponent, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    const __m512 p = polynomial(kCubic, r);
-    const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_scalef_ps(p, exponent));
+    // A 14-bit reciprocal. An infinite denominator gives 0, NaN stays.
+    const Vec<float> exponent = _mm512_mul_ps(x, _mm512_set1_ps(-kLog2E));
+    const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exp2_for_bfloat16(exponent));
     return _mm512_rcp14_ps(denominator);
   } else if constexpr (std::is_same_v<A, float>) {
     // 1 / (1 + 2**e) from a 14-bit estimate and one Newton step: a division would cost more than all else. The bound

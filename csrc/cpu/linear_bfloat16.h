@@ -1,58 +1,26 @@
-// Linear layers with bfloat16 products and float32 sums: on the matrix units (AMX) through torch's brgemm, else, where
-// the processor has them, with AVX-512's products of pairs.
+// Linear layers with bfloat16 products and float32 sums: with products of pairs where the processor has them, else
+// through torch's brgemm.
 #pragma once
 
-#include "cpu/capability.h"
 #include "cpu/linear.h"
+#include "cpu/products.h"
 
 #include <ATen/native/CPUBlas.h>
 #include <c10/util/BFloat16.h>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
+// Inputs are padded with zeros to pairs.
 #if defined(CPU_CAPABILITY_AVX512_BF16)
-constexpr bool kPairProducts = true;
-
-// Pieces of inputs that are read in pairs.
-struct PairPieces : Pieces {
-  int64_t offset(int64_t piece) const { return Pieces::offset(piece) / 2; }
-};
-#else
-constexpr bool kPairProducts = false;
-#endif
-
-// Inputs are padded with zeros to pairs. brgemm leaves a panel of outputs at a time in float32, then their epilogue
-// runs on the way to c.
 template <>
 class LinearRunner<c10::BFloat16> {
  public:
-  LinearRunner() : by_brgemm_(!kPairProducts || has_matrix_unit()) {}
-  LinearRunner(const LinearRunner&) = delete;
-  LinearRunner& operator=(const LinearRunner&) = delete;
-  // The matrix units belong to the thread until then.
-  ~LinearRunner() {
-    if (by_brgemm_) at::native::cpublas::brgemm_release();
-  }
-
   template <typename C, typename Epilogue>
   void operator()(
       const PackedLinear<c10::BFloat16>& layer, int64_t rows, const c10::BFloat16* a, int64_t a_stride, C* c,
       int64_t c_stride, const Epilogue& epilogue) {
-#if defined(CPU_CAPABILITY_AVX512_BF16)
-    if (!by_brgemm_) {
-      const int64_t depth = padded_inputs<c10::BFloat16>(layer.inputs) / 2;
-      const RowMajor<Bfloat16Pair> matrix{factors(a), a_stride / 2};
-      const auto weight = PanelMatrix<Bfloat16Pair>::packed(factors(layer.weight), depth);
-      return gemm_panels(rows, layer.outputs, depth, matrix, weight, c, c_stride, epilogue);
-    }
-#endif
-    const int64_t start = 0;
-    for_row_blocks(rows, [&](int64_t row, int64_t count) {
-      for (int64_t first = 0; first < layer.outputs; first += kPackedColumns) {
-        multiply(layer, first, {1, &start}, count, a + row * a_stride, a_stride);
-        finish(row, count, first, std::min(kPackedColumns, layer.outputs - first), c, c_stride, epilogue);
-      }
-    });
+    const int64_t depth = pairs(layer.inputs);
+    products_(rows, layer.outputs, depth, rows_of(a, a_stride), weight_of(layer), c, c_stride, epilogue);
   }
 
   // The outputs [first, first + kPackedColumns) alone, with inputs in pieces of an even length.
@@ -60,15 +28,51 @@ class LinearRunner<c10::BFloat16> {
   void panel(
       const PackedLinear<c10::BFloat16>& layer, int64_t first, const Pieces& pieces, int64_t rows,
       const c10::BFloat16* a, int64_t a_stride, C* c, int64_t c_stride, const Epilogue& epilogue) {
-#if defined(CPU_CAPABILITY_AVX512_BF16)
-    if (!by_brgemm_) {
-      const int64_t depth = padded_inputs<c10::BFloat16>(layer.inputs) / 2;
-      const auto weight = PanelMatrix<Bfloat16Pair>::packed(factors(layer.weight), depth);
-      using Factors = Product<RowMajor<Bfloat16Pair>, PanelMatrix<Bfloat16Pair>, C, PairPieces>;
-      const Factors product{{factors(a), a_stride / 2}, weight, c, c_stride, depth / pieces.count, { pieces }};
-      return gemm_columns(product, rows, first, std::min(first + kPackedColumns, layer.outputs), epilogue);
+    using Factors = Product<RowMajor<Bfloat16Pair>, PanelMatrix<Bfloat16Pair>, C, PairPieces>;
+    const int64_t depth = pairs(layer.inputs) / pieces.count;
+    const Factors product{rows_of(a, a_stride), weight_of(layer), c, c_stride, depth, {pieces}};
+    products_(product, rows, first, std::min(first + kPackedColumns, layer.outputs), epilogue);
+  }
+
+ private:
+  // Pieces of inputs that are read in pairs.
+  struct PairPieces : Pieces {
+    int64_t offset(int64_t piece) const { return Pieces::offset(piece) / 2; }
+  };
+
+  static int64_t pairs(int64_t inputs) { return padded_inputs<c10::BFloat16>(inputs) / 2; }
+  static RowMajor<Bfloat16Pair> rows_of(const c10::BFloat16* a, int64_t a_stride) { return {factors(a), a_stride / 2}; }
+  static PanelMatrix<Bfloat16Pair> weight_of(const PackedLinear<c10::BFloat16>& layer) {
+    return PanelMatrix<Bfloat16Pair>::packed(factors(layer.weight), pairs(layer.inputs));
+  }
+
+  Products<Bfloat16Pair> products_;
+};
+#else
+// brgemm leaves a panel of outputs at a time in float32, then their epilogue runs on the way to c.
+template <>
+class LinearRunner<c10::BFloat16> {
+ public:
+  LinearRunner() = default;
+  LinearRunner(const LinearRunner&) = delete;
+  LinearRunner& operator=(const LinearRunner&) = delete;
+  ~LinearRunner() { at::native::cpublas::brgemm_release(); }
+
+  template <typename C, typename Epilogue>
+  void operator()(
+      const PackedLinear<c10::BFloat16>& layer, int64_t rows, const c10::BFloat16* a, int64_t a_stride, C* c,
+      int64_t c_stride, const Epilogue& epilogue) {
+    const int64_t start = 0;
+    for (int64_t first = 0; first < layer.outputs; first += kPackedColumns) {
+      panel(layer, first, {1, &start}, rows, a, a_stride, c, c_stride, epilogue);
     }
-#endif
+  }
+
+  // The outputs [first, first + kPackedColumns) alone, with inputs in pieces of an even length.
+  template <typename C, typename Epilogue>
+  void panel(
+      const PackedLinear<c10::BFloat16>& layer, int64_t first, const Pieces& pieces, int64_t rows,
+      const c10::BFloat16* a, int64_t a_stride, C* c, int64_t c_stride, const Epilogue& epilogue) {
     for_row_blocks(rows, [&](int64_t row, int64_t count) {
       multiply(layer, first, pieces, count, a + row * a_stride, a_stride);
       finish(row, count, first, std::min(kPackedColumns, layer.outputs - first), c, c_stride, epilogue);
@@ -112,8 +116,8 @@ class LinearRunner<c10::BFloat16> {
     }
   }
 
-  bool by_brgemm_;
   alignas(64) float panel_[kMaxRows * kPackedColumns];
 };
+#endif
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

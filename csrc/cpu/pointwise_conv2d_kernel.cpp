@@ -4,10 +4,10 @@
 // share of grad_weight are computed while they are in its cache. Each segment has sums of its own, added in order.
 #include "cpu/pointwise_conv2d_kernel.h"
 
-#include "cpu/capability.h"
 #include "cpu/grain.h"
 #include "cpu/linear.h"
 #include "cpu/packed.h"
+#include "cpu/products.h"
 #include "cpu/token_io.h"
 
 #include <ATen/Parallel.h>
@@ -85,18 +85,20 @@ class PackedMatrix {
 
   // Rows [first, first + count) of c; through memory where c is of another dtype.
   void multiply(
-      int64_t count, const W* a, int64_t a_stride, const Rows<W>& c, int64_t first, W* memory, int64_t stride) const {
-    if (c.in_place()) return multiply(count, a, a_stride, c.at(first), columns_);
-    multiply(count, a, a_stride, memory, stride);
+      int64_t count, const W* a, int64_t a_stride, const Rows<W>& c, int64_t first, W* memory, int64_t stride,
+      Products<Factor>& products) const {
+    if (c.in_place()) return multiply(count, a, a_stride, c.at(first), columns_, products);
+    multiply(count, a, a_stride, memory, stride, products);
     c.write(first, count, memory, stride);
   }
 
  private:
-  void multiply(int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride) const {
+  void multiply(
+      int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride, Products<Factor>& products) const {
     const int64_t depth = depth_ / kPerFactor<W>;
     const RowMajor<Factor> left{factors(a), a_stride / kPerFactor<W>};
     const auto right = PanelMatrix<Factor>::packed(factors<W>(packed_), depth);
-    gemm_panels(rows, columns_, depth, left, right, c, c_stride, AddBias<A>(bias_));
+    products(rows, columns_, depth, left, right, c, c_stride, AddBias<A>(bias_));
   }
 
   int64_t depth_, columns_;
@@ -119,10 +121,11 @@ void forward(const PointwiseConv2d& args) {
   at::parallel_for(0, tiles, grain, [&](int64_t tile, int64_t end) {
     Workspace<W> memory(kTileRows * (stride + (out.in_place() ? 0 : shape.outputs)));
     W *rows = memory.take(kTileRows * stride), *result = memory.take(0);
+    Products<factor_t<W>> products;
     for (; tile < end; ++tile) {
       const int64_t first = tile * kTileRows, count = std::min(kTileRows, shape.rows - first);
       x.read(first, count, rows, stride);
-      matrix.multiply(count, rows, stride, out, first, result, shape.outputs);
+      matrix.multiply(count, rows, stride, out, first, result, shape.outputs, products);
     }
   });
 }
@@ -210,6 +213,7 @@ class Backward {
 
     Workspace<W> memory;
     W *x, *grad_out, *grad_x, *zeros;
+    Products<Factor> products;
   };
 
   int64_t zeros_width() const { return kPairs ? std::max(shape_.inputs, shape_.outputs) : 0; }
@@ -224,11 +228,13 @@ class Backward {
       const int64_t count = std::min(chunk_, end - first);
       const Operand grad_out = read(grad_out_, first, count, chunk.grad_out, grad_stride_, chunk.zeros);
       if (matrix != nullptr) {
-        matrix->multiply(count, grad_out.rows, grad_out.stride, grad_x_, first, chunk.grad_x, x_stride_);
+        matrix->multiply(
+            count, grad_out.rows, grad_out.stride, grad_x_, first, chunk.grad_x, x_stride_, chunk.products);
       }
       if (want_bias) add_rows(grad_out, count, bias_sums);
       if (!want_weight) continue;
-      add_products(grad_out, read(x_, first, count, chunk.x, x_stride_, chunk.zeros), count, sums);
+      const Operand x = read(x_, first, count, chunk.x, x_stride_, chunk.zeros);
+      add_products(grad_out, x, count, sums, chunk.products);
     }
   }
 
@@ -260,11 +266,12 @@ class Backward {
     }
   }
 
-  void add_products(const Operand& grad_out, const Operand& x, int64_t count, A* sums) const {
+  void add_products(
+      const Operand& grad_out, const Operand& x, int64_t count, A* sums, Products<Factor>& products) const {
     const int64_t depth = (count + kPerFactor<W> - 1) / kPerFactor<W>;
     const ColumnMajor<Factor> left{grad_out.factors, grad_out.factor_stride};
     const auto right = PanelMatrix<Factor>::row_major(x.factors, x.factor_stride);
-    gemm_panels(shape_.outputs, shape_.inputs, depth, left, right, sums, shape_.inputs, Accumulate());
+    products(shape_.outputs, shape_.inputs, depth, left, right, sums, shape_.inputs, Accumulate());
   }
 
   // total[i] = the sum over segments of sums[segment, i]
@@ -294,7 +301,7 @@ template <typename Function>
 void with_factors(const PointwiseShape& shape, const Function& function) {
 #if defined(CPU_CAPABILITY_AVX512_BF16)
   const bool even = shape.inputs % 2 == 0 && shape.outputs % 2 == 0;
-  if (even && has_fast_pair_products()) return function(c10::BFloat16());
+  if (even && has_fast_bfloat16()) return function(c10::BFloat16());
 #else
   if (shape.dtype == at::kDouble) return function(double());
 #endif

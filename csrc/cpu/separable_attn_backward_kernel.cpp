@@ -6,6 +6,7 @@
 // the rows of the weight gradients, so that no thread keeps a sum of its own. grad_x needs grad_pooled, and so all
 // chunks; until then it holds grad_v.
 #include "cpu/packed.h"
+#include "cpu/products.h"
 #include "cpu/separable_attn_gate.h"
 #include "cpu/separable_attn_kernel.h"
 #include "cpu/separable_attn_tile.h"
@@ -137,13 +138,14 @@ class Backward {
     for_each_part(4 * tokens * square(), [&](const Part& part) {
       Workspace<A> memory(kPairs ? 2 * kTileTokens * stride_ : 0);
       A* buffer = memory.take(0);
+      Products<Factor> products;
       const int64_t end = first + part.end(last - first);
       for (int64_t run = first + part.begin(last - first); run < end;) {
         const int64_t next = runs_.end_of(run, end, kTileTokens), row = runs_.offset(run) - runs_.offset(first);
         if constexpr (kPairs) {
-          tile_gradients(run, next, row, buffer, buffer + kTileTokens * stride_);
+          tile_gradients(run, next, row, buffer, buffer + kTileTokens * stride_, products);
         } else {
-          tile_gradients(run, next, row, gated_factors_ + row * stride_, grad_value_ + row * stride_);
+          tile_gradients(run, next, row, gated_factors_ + row * stride_, grad_value_ + row * stride_, products);
         }
         run = next;
       }
@@ -152,10 +154,11 @@ class Backward {
     for_each_part(4 * tokens * square(), [&](const Part& part) {
       const int64_t begin = part.begin(channels_), rows = part.end(channels_) - begin;
       const bool more = first > 0;
+      Products<Factor> products;
       add_products(
-          grad_value_factors_ + begin, x_factors_, rows, tokens, more, grad_value_weight() + begin * channels_);
+          grad_value_factors_ + begin, x_factors_, rows, tokens, more, grad_value_weight() + begin * channels_, products);
       A* grad_out_weight = static_cast<A*>(args_.grad_out_weight) + begin * channels_;
-      add_products(grad_out_factors_ + begin, gated_factors_, rows, tokens, more, grad_out_weight);
+      add_products(grad_out_factors_ + begin, gated_factors_, rows, tokens, more, grad_out_weight, products);
     });
     return last;
   }
@@ -163,15 +166,15 @@ class Backward {
   A* grad_value_weight() const { return static_cast<A*>(args_.grad_qkv_weight) + (1 + channels_) * channels_; }
 
   // Runs [begin, end), which lie at a row of the chunk's buffers; v and u go to rows of value and grad.
-  void tile_gradients(int64_t begin, int64_t end, int64_t row, A* value, A* grad) {
+  void tile_gradients(int64_t begin, int64_t end, int64_t row, A* value, A* grad, Products<Factor>& products) {
     const int64_t tokens = runs_.offset(end) - runs_.offset(begin);
     for (int64_t i = begin, at = row; i < end; at += runs_[i++].count) {
       load(args_.x, runs_[i], x_ + at * stride_, x_factors_ + at / kPerFactor<W> * stride_);
       load(args_.grad_out, runs_[i], grad_out_ + at * stride_, grad_out_factors_ + at / kPerFactor<W> * stride_);
     }
     const RowMajor<Factor> x = rows_of(x_ + row * stride_), grad_out = rows_of(grad_out_ + row * stride_);
-    gemm_panels(tokens, channels_, depth(), x, panels_of(packed_value_), value, stride_, Overwrite());
-    gemm_panels(tokens, channels_, depth(), grad_out, panels_of(weights_.out, packed_out_), grad, stride_, Overwrite());
+    products(tokens, channels_, depth(), x, panels_of(packed_value_), value, stride_, Overwrite());
+    products(tokens, channels_, depth(), grad_out, panels_of(weights_.out, packed_out_), grad, stride_, Overwrite());
     for (int64_t i = begin, at = row; i < end; at += runs_[i++].count) {
       gate(i, at, value + (at - row) * stride_, grad + (at - row) * stride_);
       if (args_.want_grad_x && !one_chunk()) store(args_.grad_x, runs_[i], grad_value_ + at * stride_);
@@ -214,16 +217,17 @@ class Backward {
 
   // sum (+)= left^T right over tokens; `left` has `rows` columns from here on, `right` has C.
   void add_products(
-      const Factor* left, const Factor* right, int64_t rows, int64_t tokens, bool accumulate, A* sum) const {
+      const Factor* left, const Factor* right, int64_t rows, int64_t tokens, bool accumulate, A* sum,
+      Products<Factor>& products) const {
     const int64_t length = tokens / kPerFactor<W>;
     for (int64_t first = 0; first < length; first += kDepth) {
       const int64_t depth = std::min(kDepth, length - first);
       const ColumnMajor<Factor> a{left + first * stride_, stride_};
       const auto b = PanelMatrix<Factor>::row_major(right + first * stride_, stride_);
       if (accumulate || first > 0) {
-        gemm_panels(rows, channels_, depth, a, b, sum, channels_, Accumulate());
+        products(rows, channels_, depth, a, b, sum, channels_, Accumulate());
       } else {
-        gemm_panels(rows, channels_, depth, a, b, sum, channels_, Overwrite());
+        products(rows, channels_, depth, a, b, sum, channels_, Overwrite());
       }
     }
   }
@@ -298,9 +302,10 @@ class Backward {
     Workspace<W> memory(2 * kTileTokens * stride_);
     W *grad_value = memory.take(kTileTokens * stride_), *grad_x = memory.take(kTileTokens * stride_);
     RunRows<T, kRunTokens> rows(args_.shape);
+    Products<Factor> products;
     for (int64_t run = part.begin(runs_.count()), last; run < end; run = last) {
       last = runs_.end_of(run, end, kTileTokens);
-      if (args_.want_grad_x) finish_tile(run, last, grad_value, grad_x);
+      if (args_.want_grad_x) finish_tile(run, last, grad_value, grad_x, products);
       for (int64_t i = run; i < last && args_.want_grad_weights; ++i) {
         const A* grad_query = grad_query_ + runs_.offset(i);
         weighted_sum(read_x(i, rows), runs_[i].count, grad_query, channels_, run_sum(i, kQuerySum));
@@ -308,7 +313,7 @@ class Backward {
     }
   }
 
-  void finish_tile(int64_t begin, int64_t end, W* grad_value, W* grad_x) {
+  void finish_tile(int64_t begin, int64_t end, W* grad_value, W* grad_x, Products<Factor>& products) {
     const int64_t first = runs_.offset(begin), tokens = runs_.offset(end) - first;
     const A* grad_pooled[kTileTokens];
     for (int64_t i = begin, row = 0; i < end; ++i) {
@@ -319,7 +324,7 @@ class Backward {
     const RowMajor<Factor> a = rows_of(one_chunk() ? grad_value_ + first * stride_ : grad_value);
     const Panels b = panels_of(weights_.value, packed_value_back_);
     const AddPooledPath<A> pooled_path(grad_pooled, scores_ + first, grad_query_ + first, weights_.query);
-    gemm_panels(tokens, channels_, depth(), a, b, grad_x, stride_, pooled_path);
+    products(tokens, channels_, depth(), a, b, grad_x, stride_, pooled_path);
     for (int64_t i = begin, row = 0; i < end; row += runs_[i++].count) {
       store(args_.grad_x, runs_[i], grad_x + row * stride_);
     }
@@ -367,7 +372,7 @@ void separable_attn_backward(const SeparableBackward& args) {
     using T = decltype(element);
 #if defined(CPU_CAPABILITY_AVX512_BF16)
     if constexpr (std::is_same_v<T, c10::BFloat16>) {
-      if (even && has_fast_pair_products()) return Backward<T, T>(args).run();
+      if (even && has_fast_bfloat16()) return Backward<T, T>(args).run();
     }
 #endif
     Backward<T, acc_t<T>>(args).run();

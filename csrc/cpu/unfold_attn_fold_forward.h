@@ -10,6 +10,9 @@
 #include "cpu/token_io.h"
 #include "cpu/unfold_attn_fold_softmax.h"
 #include "cpu/unfold_attn_fold_task.h"
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+#include "cpu/unfold_attn_fold_matrix_unit.h"
+#endif
 
 #include <limits>
 #include <optional>
@@ -226,9 +229,13 @@ class AttentionForward {
  public:
   explicit AttentionForward(const AttnForward& args) {
 #if defined(CPU_CAPABILITY_AVX512_BF16)
-    if (std::is_same_v<T, c10::BFloat16> && args.shape.head_dim % 2 == 0 && has_fast_pair_products()) {
-      by_pairs_.emplace(args);
-      return;
+    if (std::is_same_v<T, c10::BFloat16> && args.shape.head_dim % 2 == 0) {
+      if (has_matrix_unit()) {
+        on_unit_.emplace(args);
+      } else if (has_fast_pair_products()) {
+        by_pairs_.emplace(args);
+      }
+      if (on_unit_ || by_pairs_) return;
     }
 #endif
     by_numbers_.emplace(args);
@@ -236,19 +243,20 @@ class AttentionForward {
 
   void run(const Task& task, const Task& next) {
     if (by_numbers_) return by_numbers_->run(task, next);
-    if constexpr (!std::is_same_v<ByPairs, ByNumbers>) by_pairs_->run(task, next);
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+    if (on_unit_) return on_unit_->run(task, next);
+    by_pairs_->run(task, next);
+#endif
   }
 
  private:
-  using ByNumbers = AttentionForwardBy<T, acc_t<T>>;
+  std::optional<AttentionForwardBy<T, acc_t<T>>> by_numbers_;
 #if defined(CPU_CAPABILITY_AVX512_BF16)
-  using ByPairs = AttentionForwardBy<T, std::conditional_t<std::is_same_v<T, c10::BFloat16>, Bfloat16Pair, acc_t<T>>>;
-#else
-  using ByPairs = ByNumbers;
-#endif
+  using Factor = std::conditional_t<std::is_same_v<T, c10::BFloat16>, Bfloat16Pair, acc_t<T>>;
 
-  std::optional<ByNumbers> by_numbers_;
-  std::optional<ByPairs> by_pairs_;
+  std::optional<AttentionForwardBy<T, Factor>> by_pairs_;
+  std::optional<AttentionForwardOnUnit> on_unit_;
+#endif
 };
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

@@ -8,7 +8,7 @@ import torch
 
 from mobilevit_kernels import _C
 
-CAPABILITIES = ["default", "avx2", "avx512", "avx512_bf16"]
+CAPABILITIES = ["default", "avx2", "avx512", "avx512_bf16", "amx"]
 LOWER = [name for name in CAPABILITIES if CAPABILITIES.index(name) < CAPABILITIES.index(_C.cpu_capability())]
 
 needs_avx512 = pytest.mark.skipif(
