@@ -9,12 +9,14 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 
 class MatrixUnit {
  public:
-  MatrixUnit() = default;
+  MatrixUnit() { ++tiles_.users; }
   MatrixUnit(const MatrixUnit&) = delete;
   MatrixUnit& operator=(const MatrixUnit&) = delete;
-  // The tiles belong to the thread until then.
+  // The tiles are in use until the last object of the thread ends.
   ~MatrixUnit() {
-    if (rows_ > 0) _tile_release();
+    if (--tiles_.users > 0 || tiles_.rows == 0) return;
+    _tile_release();
+    tiles_.rows = 0;
   }
 
   // Rows, columns and pairs of a whole tile.
@@ -38,7 +40,7 @@ class MatrixUnit {
           } else {
             zero<kTall, kWide>();
           }
-          add_products<kTall, kWide>(source, depth / kPairs);
+          add_products<kTall, kWide>(source, depth / kPairs, kPairs);
           store<kTall, kWide>(target, c_stride);
         });
       }
@@ -50,12 +52,12 @@ class MatrixUnit {
   void multiply(
       const Product<RowMajor<Bfloat16Pair>, PanelMatrix<Bfloat16Pair, kPadded>, C, Depth>& product, int64_t rows,
       int64_t begin, int64_t end, const Epilogue& epilogue) {
-    const int64_t steps = steps_of(product.depth);
-    configure(static_cast<int>(std::min(rows, kRows)), static_cast<int>(product.depth / steps));
+    const int64_t steps = steps_of(product.depth), tile_rows = std::min(rows, kRows);
+    configure(static_cast<int>(tile_rows), static_cast<int>(product.depth / steps));
     for (int64_t column = begin; column < end; column += kPackedColumns) {
       const int64_t columns = std::min(kPackedColumns, end - column);
       for (int64_t row = 0; row < rows; row += kBlockRows) {
-        const int64_t last = rows - rows_;
+        const int64_t last = rows - tile_rows;
         const Block block{
             row, std::min(kBlockRows, rows - row), column, columns, {std::min(row, last), std::min(row + kRows, last)}};
         run(product, steps, block, epilogue);
@@ -89,8 +91,8 @@ class MatrixUnit {
 
   // Tiles 0 to 3: sums, 4 and 5: rows of A, 6 and 7: pairs of rows of B.
   void configure(int rows, int pairs) {
-    if (rows == rows_ && pairs == pairs_) return;
-    rows_ = rows, pairs_ = pairs;
+    if (rows == tiles_.rows && pairs == tiles_.pairs) return;
+    tiles_.rows = rows, tiles_.pairs = pairs;
     Configuration configuration;
     for (int tile = 0; tile < 8; ++tile) {
       configuration.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : pairs);
@@ -122,7 +124,7 @@ class MatrixUnit {
         const Bfloat16Pair* a = product.a.data + product.pieces.offset(piece);
         const Source source{
             a + block.first_row[0] * stride, a + block.first_row[1] * stride, stride, b, product.b.row_stride};
-        add_products<kTall, kWide>(source, steps);
+        add_products<kTall, kWide>(source, steps, product.depth / steps);
         b += product.depth * product.b.row_stride;
       }
       store<kTall, kWide>(sums_, kPackedColumns);
@@ -139,7 +141,7 @@ class MatrixUnit {
   };
 
   template <int kTall, int kWide>
-  void add_products(Source source, int64_t steps) const {
+  static void add_products(Source source, int64_t steps, int64_t pairs) {
     const int64_t a_stride = 4 * source.a_stride, b_stride = 4 * source.b_stride;
     for (int64_t step = 0; step < steps; ++step) {
       _tile_loadd(6, source.b, b_stride);
@@ -154,7 +156,7 @@ class MatrixUnit {
         _tile_dpbf16ps(2, 5, 6);
         if constexpr (kWide == 2) _tile_dpbf16ps(3, 5, 7);
       }
-      source.upper += pairs_, source.lower += pairs_, source.b += pairs_ * source.b_stride;
+      source.upper += pairs, source.lower += pairs, source.b += pairs * source.b_stride;
     }
   }
 
@@ -197,7 +199,12 @@ class MatrixUnit {
     }
   }
 
-  int rows_ = 0, pairs_ = 0;  // of the tiles as configured
+  // How the tiles of this thread are configured; rows is 0 where they are not.
+  struct Tiles {
+    int rows, pairs, users;
+  };
+  static inline thread_local Tiles tiles_;
+
   alignas(64) float sums_[kBlockRows * kPackedColumns];
 };
 
