@@ -54,15 +54,22 @@ class MatrixUnit {
       int64_t begin, int64_t end, const Epilogue& epilogue) {
     const int64_t steps = steps_of(product.depth), tile_rows = std::min(rows, kRows);
     configure(static_cast<int>(tile_rows), static_cast<int>(product.depth / steps));
+    // The vector units finish a block while the matrix unit multiplies the next one.
+    Block blocks[2];
+    int64_t count = 0;
     for (int64_t column = begin; column < end; column += kPackedColumns) {
       const int64_t columns = std::min(kPackedColumns, end - column);
-      for (int64_t row = 0; row < rows; row += kBlockRows) {
+      for (int64_t row = 0; row < rows; row += kBlockRows, ++count) {
         const int64_t last = rows - tile_rows;
-        const Block block{
-            row, std::min(kBlockRows, rows - row), column, columns, {std::min(row, last), std::min(row + kRows, last)}};
-        run(product, steps, block, epilogue);
+        Block& block = blocks[count % 2];
+        block = {
+            row, std::min(kBlockRows, rows - row), column, columns, {std::min(row, last), std::min(row + kRows, last)},
+            sums_[count % 2]};
+        multiply_block(product, steps, block);
+        if (count > 0) finish(product, blocks[(count - 1) % 2], epilogue);
       }
     }
+    if (count > 0) finish(product, blocks[(count - 1) % 2], epilogue);
   }
 
  private:
@@ -73,6 +80,7 @@ class MatrixUnit {
   struct Block {
     int64_t row, rows, column, columns;
     int64_t first_row[2];  // of the upper and the lower tiles
+    float* sums;           // [kBlockRows, kPackedColumns]
   };
 
   // What _tile_loadconfig reads.
@@ -113,8 +121,8 @@ class MatrixUnit {
     }
   }
 
-  template <typename Factors, typename Epilogue>
-  void run(const Factors& product, int64_t steps, const Block& block, const Epilogue& epilogue) {
+  template <typename Factors>
+  static void multiply_block(const Factors& product, int64_t steps, const Block& block) {
     with_tiles(block.rows, block.columns, [&](auto tall, auto wide) {
       constexpr int kTall = decltype(tall)::value, kWide = decltype(wide)::value;
       zero<kTall, kWide>();
@@ -127,9 +135,8 @@ class MatrixUnit {
         add_products<kTall, kWide>(source, steps, product.depth / steps);
         b += product.depth * product.b.row_stride;
       }
-      store<kTall, kWide>(sums_, kPackedColumns);
+      store<kTall, kWide>(block.sums, kPackedColumns);
     });
-    finish(product, block, epilogue);
   }
 
   // The first rows of the upper and lower tiles of A, and of B; strides in pairs.
@@ -185,18 +192,31 @@ class MatrixUnit {
   }
 
   template <typename Factors, typename Epilogue>
-  void finish(const Factors& product, const Block& block, const Epilogue& epilogue) const {
-    for (int64_t i = 0; i < block.rows; ++i) {
-      const int64_t tile = i / kRows, row = block.row + i;
-      const float* sums = sums_ + (tile * kRows + row - block.first_row[tile]) * kPackedColumns;
-      auto* c = product.c + row * product.c_stride + block.column;
-      for (int64_t j = 0; j < block.columns; j += kColumns) {
-        const int64_t lanes = std::min(kColumns, block.columns - j);
-        Vec<float> value = Vec<float>::loadu(sums + j);
-        if constexpr (Epilogue::kAccumulate) value = load_as<float>(c + j, lanes) + value;
-        store_as(epilogue.template operator()<float>(row, block.column + j, value), c + j, lanes);
+  static void finish(const Factors& product, const Block& block, const Epilogue& epilogue) {
+    for (int64_t tile = 0, i = 0; i < block.rows; ++tile) {
+      const float* sums = block.sums + (tile * kRows + block.row + i - block.first_row[tile]) * kPackedColumns;
+      const int64_t end = std::min(i + kRows, block.rows);
+      for (; i < end; ++i, sums += kPackedColumns) {
+        auto* c = product.c + (block.row + i) * product.c_stride + block.column;
+        if (block.columns == kPackedColumns) {
+          finish_vector(sums, block.row + i, block.column, kColumns, c, epilogue);
+          finish_vector(sums + kColumns, block.row + i, block.column + kColumns, kColumns, c + kColumns, epilogue);
+          continue;
+        }
+        for (int64_t j = 0; j < block.columns; j += kColumns) {
+          const int64_t lanes = std::min(kColumns, block.columns - j);
+          finish_vector(sums + j, block.row + i, block.column + j, lanes, c + j, epilogue);
+        }
       }
     }
+  }
+
+  template <typename C, typename Epilogue>
+  static C10_ALWAYS_INLINE void finish_vector(
+      const float* sums, int64_t row, int64_t column, int64_t lanes, C* c, const Epilogue& epilogue) {
+    Vec<float> value = Vec<float>::loadu(sums);
+    if constexpr (Epilogue::kAccumulate) value = load_as<float>(c, lanes) + value;
+    store_as(epilogue.template operator()<float>(row, column, value), c, lanes);
   }
 
   // How the tiles of this thread are configured; rows is 0 where they are not.
@@ -205,7 +225,7 @@ class MatrixUnit {
   };
   static inline thread_local Tiles tiles_;
 
-  alignas(64) float sums_[kBlockRows * kPackedColumns];
+  alignas(64) float sums_[2][kBlockRows * kPackedColumns];
 };
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY
