@@ -1,5 +1,5 @@
 // Dense convolution as a matrix product whose inputs are read where they lie: a pixel's window in an NHWC map is a
-// piece of memory per tap. Bands of rows are copied with their padding into the cache of one core, as NHWC whatever the
+// piece of memory per row of the kernel, or per tap where it is dilated. Bands of rows are copied with their padding into the cache of one core, as NHWC whatever the
 // strides of the map; a panel of outputs at a time then goes over the whole band. Threads share the rows of the output.
 #include "cpu/convolution_kernel.h"
 
@@ -26,7 +26,7 @@ W converted(T value) {
 // row[j, c] = x[c, j] for a number of channels known in advance, which compiles to shuffles where columns are adjacent.
 template <int64_t kChannels, typename T, typename W>
 void interleave(const T* x, int64_t channel_stride, int64_t width, W* __restrict__ row) {
-  constexpr int64_t kPixel = padded_inputs<W>(kChannels);
+  constexpr int64_t kPixel = paired_inputs<W>(kChannels);
   for (int64_t j = 0; j < width; ++j) {
     for (int64_t c = 0; c < kChannels; ++c) row[j * kPixel + c] = converted<W>(x[c * channel_stride + j]);
   }
@@ -39,7 +39,7 @@ class Bands {
       : args_(args),
         shape_(args.shape),
         layer_(weights.linear),
-        pixel_(padded_inputs<W>(shape_.in_channels)),
+        pixel_(shape_.kernel_size == 1 ? padded_inputs<W>(shape_.in_channels) : paired_inputs<W>(shape_.in_channels)),
         pitch_((shape_.width + 2 * shape_.padding) * pixel_),
         out_row_(shape_.out_width() * shape_.out_channels),
         rows_(std::min(rows, rows_of_a_band())),
@@ -48,10 +48,10 @@ class Bands {
         band_(band_memory_.take(input_rows(rows_) * pitch_)),
         result_memory_(in_place_ ? 0 : rows_ * out_row_),
         result_(result_memory_.take(0)) {
+    // The pixels of a row of the window follow each other, unless it is dilated.
+    const int64_t columns = shape_.dilation == 1 ? 1 : shape_.kernel_size;
     for (int64_t i = 0; i < shape_.kernel_size; ++i) {
-      for (int64_t j = 0; j < shape_.kernel_size; ++j) {
-        taps_.push_back(shape_.dilation * (i * pitch_ + j * pixel_));
-      }
+      for (int64_t j = 0; j < columns; ++j) taps_.push_back(shape_.dilation * (i * pitch_ + j * pixel_));
     }
     std::fill_n(band_, input_rows(rows_) * pitch_, W(0));
   }
@@ -151,7 +151,7 @@ class Bands {
   int64_t pixel_, pitch_, out_row_;  // elements of a pixel, of a padded row, and of a row of the output
   int64_t rows_;                     // of the output, in a band
   bool in_place_;                    // the products write to the map
-  std::vector<int64_t> taps_;        // where the window's pixels lie, from its first
+  std::vector<int64_t> taps_;        // where pieces of the window lie, from its first pixel
   Workspace<W> band_memory_;
   W* band_;  // [input rows, pitch_]
   Workspace<float> result_memory_;
@@ -177,8 +177,7 @@ void run(const Convolution& args) {
   const PackedLinear<W>& layer = weights.linear;
   const int64_t grain = grain_of_flops(2 * layer.inputs * shape.out_channels * shape.out_width());
   const bool pointwise = shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0;
-  const bool rows_of_products =
-      args.dtype == c10::CppTypeToScalarType<W>::value && padded_inputs<W>(layer.inputs) == layer.inputs;
+  const bool rows_of_products = args.dtype == c10::CppTypeToScalarType<W>::value && reads_unpadded<W>(shape.in_channels);
   if (pointwise && rows_of_products) {
     if (args.silu) return run_pointwise<W>(args, layer, grain, AddBiasSilu<W>(layer.bias));
     return run_pointwise<W>(args, layer, grain, AddBias(layer.bias));

@@ -35,7 +35,7 @@ struct Convolution {
 };
 
 // The packed parameters, as mobilevit_kernels/ops/packing.py writes them: inputs are [kernel row, kernel column,
-// channel], the channels padded as those of a linear layer.
+// channel], in 16 bits with pairs of channels.
 template <typename W>
 struct ConvolutionWeights {
   PackedLinear<W> linear;
@@ -44,7 +44,7 @@ struct ConvolutionWeights {
   ConvolutionWeights(const void* packed, const ConvolutionShape& shape) {
     PackedReader<W> reader(static_cast<const W*>(packed));
     const int64_t taps = shape.kernel_size * shape.kernel_size;
-    linear = reader.linear(shape.out_channels, taps * padded_inputs<W>(shape.in_channels));
+    linear = reader.linear(shape.out_channels, taps * paired_inputs<W>(shape.in_channels));
     total = reader.total();
   }
 };

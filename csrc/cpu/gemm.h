@@ -66,6 +66,12 @@ struct ColumnMajor {
   };
 };
 
+// Rows of a packed panel: pairs come in whole tiles of the matrix unit.
+template <typename T>
+constexpr int64_t padded_depth(int64_t depth) {
+  return std::is_same_v<T, Bfloat16Pair> ? round_up(depth, kTileInputs / 2) : depth;
+}
+
 // B[k, n], kPackedColumns columns at a time: panels follow each other at panel_stride, rows of one at row_stride.
 // kPadded: whole vectors may be read.
 template <typename T, bool kPadded = true>
@@ -79,7 +85,9 @@ struct PanelMatrix {
 
   const T* at(int64_t column) const { return data + column / kPackedColumns * panel_stride + column % kPackedColumns; }
   static PanelMatrix row_major(const T* data, int64_t row_stride) { return {data, row_stride, kPackedColumns}; }
-  static PanelMatrix packed(const T* data, int64_t depth) { return {data, kPackedColumns, depth * kPackedColumns}; }
+  static PanelMatrix packed(const T* data, int64_t depth) {
+    return {data, kPackedColumns, padded_depth<T>(depth) * kPackedColumns};
+  }
 };
 
 // What happens to finished values of C (at a row, and from a column on) before they are stored; kAccumulate adds the C

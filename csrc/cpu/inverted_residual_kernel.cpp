@@ -1,5 +1,6 @@
-// Inverted residual block on an NHWC map, some rows of the output at a time: the expanded rows that they need stay in a
-// ring in the cache of one core, and are never whole in memory. Threads share the rows of the output.
+// Inverted residual block on an NHWC map, some rows of the output at a time: the expanded rows that they need stay in
+// rings in the cache of one core, and are never whole in memory. A panel of hidden channels at a time is expanded and
+// filtered, so that what the filter reads was just written. Threads share the rows of the output.
 #include "cpu/inverted_residual_kernel.h"
 
 #include "cpu/depthwise.h"
@@ -23,25 +24,21 @@ class Block {
       : args_(args),
         shape_(args.shape),
         weights_(weights),
-        row_shape_{shape_.width, shape_.out_width(), shape_.hidden, shape_.stride, shape_.dilation},
-        row_weights_{weights.taps, weights.taps_bias, round_up(shape_.hidden, kPackedColumns)},
         rows_(std::clamp<int64_t>(kBlockPixels / shape_.out_width(), 1, shape_.out_height())),
         slots_((rows_ - 1) * shape_.stride + 2 * shape_.dilation + 1),
-        hidden_stride_(padded_pixel<float>(shape_.hidden)),
+        panels_(round_up(shape_.hidden, kPackedColumns) / kPackedColumns),
         filtered_stride_(padded_pixel<W>(shape_.hidden)),
-        input_stride_(padded_inputs<W>(shape_.in_channels)),
-        floats_((slots_ + 1) * expanded_row() + result_size()),
+        input_stride_(reads_in_place() ? shape_.in_channels : padded_inputs<W>(shape_.in_channels)),
+        floats_((panels_ * slots_ + 1) * expanded_row() + result_size()),
         elements_(Workspace<W>::padded(filtered_size()) + input_size()),
-        expanded_(floats_.take((slots_ + 1) * expanded_row())),
+        expanded_(floats_.take(panels_ * slots_ * expanded_row())),
+        zero_row_(floats_.take(expanded_row())),
         result_(floats_.take(result_size())),
         filtered_(elements_.take(filtered_size())),
         input_(elements_.take(input_size())) {
+    std::fill_n(zero_row_, expanded_row(), 0.0f);
     // What pads the channels is multiplied with zeros.
-    for (int64_t pixel = 0; pixel < slots_ * shape_.width; ++pixel) {
-      float* row = expanded_ + pixel * hidden_stride_;
-      std::fill(row + shape_.hidden, row + hidden_stride_, 0.0f);
-    }
-    std::fill_n(expanded_ + slots_ * expanded_row(), expanded_row(), 0.0f);
+    if (shape_.hidden % kPackedColumns != 0) std::fill_n(ring(panels_ - 1), slots_ * expanded_row(), 0.0f);
     std::fill_n(filtered_, padded_inputs<W>(shape_.hidden) == shape_.hidden ? 0 : filtered_size(), W(0));
     std::fill_n(input_, input_size(), W(0));
   }
@@ -52,8 +49,11 @@ class Block {
     while (begin < end) {
       const int64_t y = begin % height;
       const int64_t count = std::min({rows_, end - begin, height - y});
-      expand(begin / height, y, count);
-      for (int64_t i = 0; i < count; ++i) filter(y + i, i);
+      const FreshRows fresh = fresh_rows(begin / height, y, count);
+      for (int64_t panel = 0; panel < panels_; ++panel) {
+        expand(panel, fresh);
+        for (int64_t i = 0; i < count; ++i) filter(panel, y + i, i);
+      }
       project(begin, count);
       begin += count;
     }
@@ -61,33 +61,50 @@ class Block {
 
  private:
   bool reads_in_place() const {
-    return args_.dtype == c10::CppTypeToScalarType<W>::value && input_stride_ == shape_.in_channels;
+    return args_.dtype == c10::CppTypeToScalarType<W>::value && reads_unpadded<W>(shape_.in_channels);
   }
   bool writes_in_place() const { return args_.dtype == at::kFloat; }
-  int64_t expanded_row() const { return shape_.width * hidden_stride_; }
-  int64_t filtered_size() const { return rows_ * row_shape_.out_width * filtered_stride_; }
-  int64_t result_size() const { return writes_in_place() ? 0 : rows_ * row_shape_.out_width * shape_.out_channels; }
+  int64_t expanded_row() const { return shape_.width * kPackedColumns; }
+  int64_t filtered_size() const { return rows_ * shape_.out_width() * filtered_stride_; }
+  int64_t result_size() const { return writes_in_place() ? 0 : rows_ * shape_.out_width() * shape_.out_channels; }
   int64_t input_size() const { return reads_in_place() ? 0 : slots_ * shape_.width * input_stride_; }
 
-  // A row of the expanded map, or one of zeros.
-  float* expanded(int64_t y) const {
+  // Rows of the input, those of a sample, that are not in the rings yet.
+  struct FreshRows {
+    int64_t first, last;
+    const W* input;
+  };
+
+  float* ring(int64_t panel) const { return expanded_ + panel * slots_ * expanded_row(); }
+  // A row of a panel of the expanded map, or one of zeros.
+  float* expanded(int64_t panel, int64_t y) const {
     const bool inside = y >= 0 && y < shape_.height;
-    return expanded_ + (inside ? y % slots_ : slots_) * expanded_row();
+    return inside ? ring(panel) + y % slots_ * expanded_row() : zero_row_;
   }
 
-  // Brings the expanded rows that `count` rows of the output need, from y on, into the ring.
-  void expand(int64_t sample, int64_t y, int64_t count) {
+  // What `count` rows of the output need, from y on.
+  FreshRows fresh_rows(int64_t sample, int64_t y, int64_t count) {
     const int64_t first = std::max<int64_t>(y * shape_.stride - shape_.dilation, 0);
     const int64_t last = std::min((y + count - 1) * shape_.stride + shape_.dilation + 1, shape_.height);
-    if (sample != sample_ || first > next_) next_ = first;
+    const int64_t fresh = sample == sample_ ? std::max(first, std::min(next_, last)) : first;
     sample_ = sample;
-    while (next_ < last) {
-      const int64_t rows = std::min(last - next_, slots_ - next_ % slots_);
-      const W* input = input_rows(sample * shape_.height + next_, rows);
+    next_ = std::max(fresh, last);
+    return {fresh, next_, input_rows(sample * shape_.height + fresh, next_ - fresh)};
+  }
+
+  void expand(int64_t panel, const FreshRows& fresh) {
+    const int64_t first = panel * kPackedColumns;
+    const PackedLinear<W>& whole = weights_.expand;
+    const PackedLinear<W> layer{
+        whole.weight + first * padded_inputs<W>(whole.inputs), whole.bias + first, whole.inputs,
+        std::min(kPackedColumns, whole.outputs - first)};
+    for (int64_t row = fresh.first; row < fresh.last;) {
+      const int64_t rows = std::min(fresh.last - row, slots_ - row % slots_);
+      const W* input = fresh.input + (row - fresh.first) * shape_.width * input_stride_;
       linear_(
-          weights_.expand, rows * shape_.width, input, input_stride_, expanded(next_), hidden_stride_,
-          AddBiasSilu<W>(weights_.expand.bias));
-      next_ += rows;
+          layer, rows * shape_.width, input, input_stride_, expanded(panel, row), kPackedColumns,
+          AddBiasSilu<W>(layer.bias));
+      row += rows;
     }
   }
 
@@ -102,18 +119,22 @@ class Block {
     return input_;
   }
 
-  // Depthwise convolution: row y of the output, as row `index` of filtered_.
-  void filter(int64_t y, int64_t index) {
-    const int64_t center = y * shape_.stride;
+  // Depthwise convolution of a panel: row y of the output, as row `index` of filtered_.
+  void filter(int64_t panel, int64_t y, int64_t index) {
+    const int64_t center = y * shape_.stride, first = panel * kPackedColumns;
     const float* const rows[3] = {
-        expanded(center - shape_.dilation), expanded(center), expanded(center + shape_.dilation)};
-    W* out = filtered_ + index * row_shape_.out_width * filtered_stride_;
-    DepthwiseRow<W, true>(row_shape_, row_weights_, rows, hidden_stride_, out, filtered_stride_).run();
+        expanded(panel, center - shape_.dilation), expanded(panel, center), expanded(panel, center + shape_.dilation)};
+    const DepthwiseShape shape{
+        shape_.width, shape_.out_width(), std::min(kPackedColumns, shape_.hidden - first), shape_.stride,
+        shape_.dilation};
+    const DepthwiseWeights weights{weights_.taps + first, weights_.taps_bias + first, panels_ * kPackedColumns};
+    W* out = filtered_ + index * shape_.out_width() * filtered_stride_ + first;
+    DepthwiseRow<W, true>(shape, weights, rows, kPackedColumns, out, filtered_stride_).run();
   }
 
   void project(int64_t row, int64_t count) {
-    const int64_t pixels = count * row_shape_.out_width, channels = shape_.out_channels, size = pixels * channels;
-    const int64_t offset = row * row_shape_.out_width * channels;
+    const int64_t pixels = count * shape_.out_width(), channels = shape_.out_channels, size = pixels * channels;
+    const int64_t offset = row * shape_.out_width() * channels;
     float* result = writes_in_place() ? static_cast<float*>(args_.out) + offset : result_;
     if (args_.residual) {
       with_storage_dtype(args_.dtype, [&](auto element) {
@@ -137,14 +158,14 @@ class Block {
   const InvertedResidual& args_;
   const InvertedResidualShape& shape_;
   const InvertedResidualWeights<W>& weights_;
-  DepthwiseShape row_shape_;
-  DepthwiseWeights row_weights_;
   int64_t rows_, slots_;  // rows of the output at a time, and expanded rows that they need
-  int64_t hidden_stride_, filtered_stride_, input_stride_;
+  int64_t panels_;        // of hidden channels
+  int64_t filtered_stride_, input_stride_;
   int64_t sample_ = -1, next_ = 0;  // the next row to expand
   Workspace<float> floats_;
   Workspace<W> elements_;
-  float* expanded_;  // [slots_ + 1, width, hidden_stride_]
+  float* expanded_;  // a ring for each panel: [panels_, slots_, width, kPackedColumns]
+  float* zero_row_;  // [width, kPackedColumns]
   float* result_;    // [rows_ * out_width, out_channels] of 16-bit maps
   W* filtered_;      // [rows_ * out_width, filtered_stride_]
   W* input_;         // [slots_ * width, input_stride_]

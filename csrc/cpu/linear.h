@@ -1,6 +1,7 @@
 // Linear layers on rows of tokens with packed weights, and what is fused to their ends.
 #pragma once
 
+#include "cpu/capability.h"
 #include "cpu/gemm.h"
 #include "cpu/packed_weights.h"
 
@@ -81,10 +82,21 @@ struct AddBiasToResidual : AddBias<float> {
   using AddBias::AddBias;
 };
 
+// Whether products may read rows of inputs as they lie, without zeros behind them.
+template <typename W>
+bool reads_unpadded(int64_t inputs) {
+  return inputs == (has_matrix_unit() ? padded_inputs<W>(inputs) : paired_inputs<W>(inputs));
+}
+
+constexpr int64_t kMaxLayerRows = 64;
+
 // c[rows, outputs] = epilogue(a[rows, inputs] weight^T), for one thread. Here in float32.
 template <typename W>
 class LinearRunner {
  public:
+  // Rows that go through several layers at once, in L1 and L2: whole tiles of the products.
+  static int64_t layer_rows() { return 48; }
+
   template <typename Epilogue>
   void operator()(
       const PackedLinear<W>& layer, int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride,

@@ -10,11 +10,13 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
-// Inputs are padded with zeros to pairs.
+// Rows of inputs are padded with zeros as those of the weight: padded_inputs().
 #if defined(CPU_CAPABILITY_AVX512_BF16)
 template <>
 class LinearRunner<c10::BFloat16> {
  public:
+  static int64_t layer_rows() { return has_matrix_unit() ? kMaxLayerRows : 48; }
+
   template <typename C, typename Epilogue>
   void operator()(
       const PackedLinear<c10::BFloat16>& layer, int64_t rows, const c10::BFloat16* a, int64_t a_stride, C* c,
@@ -40,7 +42,7 @@ class LinearRunner<c10::BFloat16> {
     int64_t offset(int64_t piece) const { return Pieces::offset(piece) / 2; }
   };
 
-  static int64_t pairs(int64_t inputs) { return padded_inputs<c10::BFloat16>(inputs) / 2; }
+  static int64_t pairs(int64_t inputs) { return paired_inputs<c10::BFloat16>(inputs) / 2; }
   static RowMajor<Bfloat16Pair> rows_of(const c10::BFloat16* a, int64_t a_stride) { return {factors(a), a_stride / 2}; }
   static PanelMatrix<Bfloat16Pair> weight_of(const PackedLinear<c10::BFloat16>& layer) {
     return PanelMatrix<Bfloat16Pair>::packed(factors(layer.weight), pairs(layer.inputs));
@@ -57,6 +59,8 @@ class LinearRunner<c10::BFloat16> {
   LinearRunner(const LinearRunner&) = delete;
   LinearRunner& operator=(const LinearRunner&) = delete;
   ~LinearRunner() { at::native::cpublas::brgemm_release(); }
+
+  static int64_t layer_rows() { return 48; }
 
   template <typename C, typename Epilogue>
   void operator()(
@@ -92,8 +96,8 @@ class LinearRunner<c10::BFloat16> {
   void multiply(
       const PackedLinear<c10::BFloat16>& layer, int64_t first, const Pieces& pieces, int64_t rows,
       const c10::BFloat16* a, int64_t a_stride) {
-    const int64_t inputs = padded_inputs<c10::BFloat16>(layer.inputs), depth = inputs / pieces.count;
-    const c10::BFloat16* weight = layer.weight + first * inputs;
+    const int64_t depth = paired_inputs<c10::BFloat16>(layer.inputs) / pieces.count;
+    const c10::BFloat16* weight = layer.weight + first * padded_inputs<c10::BFloat16>(layer.inputs);
     for (int64_t piece = 0; piece < pieces.count; ++piece, weight += depth * kPackedColumns) {
       at::native::cpublas::brgemm(
           rows, kPackedColumns, depth, a_stride, kPackedColumns, kPackedColumns, piece > 0, a + pieces.offset(piece),

@@ -28,6 +28,7 @@ class MatrixUnit {
       int64_t rows, int64_t columns, int64_t depth, const RowMajor<Bfloat16Pair>& a, const Bfloat16Pair* b,
       int64_t b_stride, float* c, int64_t c_stride) {
     configure(kRows, kPairs);
+    finish_stores();
     for (int64_t column = 0; column < columns; column += 2 * kColumns) {
       for (int64_t row = 0; row < rows; row += 2 * kRows) {
         const Bfloat16Pair* upper = a.data + row * a.stride;
@@ -52,8 +53,10 @@ class MatrixUnit {
   void multiply(
       const Product<RowMajor<Bfloat16Pair>, PanelMatrix<Bfloat16Pair, kPadded>, C, Depth>& product, int64_t rows,
       int64_t begin, int64_t end, const Epilogue& epilogue) {
-    const int64_t steps = steps_of(product.depth), tile_rows = std::min(rows, kRows);
-    configure(static_cast<int>(tile_rows), static_cast<int>(product.depth / steps));
+    const int64_t depth = product.pieces.count == 1 ? padded_depth<Bfloat16Pair>(product.depth) : product.depth;
+    const int64_t steps = steps_of(depth), tile_rows = std::min(rows, kRows);
+    configure(static_cast<int>(tile_rows), static_cast<int>(depth / steps));
+    finish_stores();
     // The vector units finish a block while the matrix unit multiplies the next one.
     Block blocks[2];
     int64_t count = 0;
@@ -65,7 +68,7 @@ class MatrixUnit {
         block = {
             row, std::min(kBlockRows, rows - row), column, columns, {std::min(row, last), std::min(row + kRows, last)},
             sums_[count % 2]};
-        multiply_block(product, steps, block);
+        multiply_block(product, steps, depth / steps, block);
         if (count > 0) finish(product, blocks[(count - 1) % 2], epilogue);
       }
     }
@@ -90,12 +93,15 @@ class MatrixUnit {
     uint8_t rows[16] = {};
   };
 
-  // Tiles read as many pairs at a step as divide the depth: one shape of tiles serves a whole product.
+  // Tiles read as many pairs at a step as divide the depth of a piece: one shape of tiles serves a whole product.
   static int64_t steps_of(int64_t depth) {
     int64_t steps = (depth + kPairs - 1) / kPairs;
     while (depth % steps != 0) ++steps;
     return steps;
   }
+
+  // For the compiler, which does not know that tiles are loaded from memory: what was stored so far is in memory.
+  static void finish_stores() { __asm__ volatile("" ::: "memory"); }
 
   // Tiles 0 to 3: sums, 4 and 5: rows of A, 6 and 7: pairs of rows of B.
   void configure(int rows, int pairs) {
@@ -106,6 +112,7 @@ class MatrixUnit {
       configuration.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : pairs);
       configuration.row_bytes[tile] = static_cast<uint16_t>(4 * (tile == 4 || tile == 5 ? pairs : kColumns));
     }
+    finish_stores();
     _tile_loadconfig(&configuration);
   }
 
@@ -122,7 +129,7 @@ class MatrixUnit {
   }
 
   template <typename Factors>
-  static void multiply_block(const Factors& product, int64_t steps, const Block& block) {
+  static void multiply_block(const Factors& product, int64_t steps, int64_t pairs, const Block& block) {
     with_tiles(block.rows, block.columns, [&](auto tall, auto wide) {
       constexpr int kTall = decltype(tall)::value, kWide = decltype(wide)::value;
       zero<kTall, kWide>();
@@ -132,7 +139,7 @@ class MatrixUnit {
         const Bfloat16Pair* a = product.a.data + product.pieces.offset(piece);
         const Source source{
             a + block.first_row[0] * stride, a + block.first_row[1] * stride, stride, b, product.b.row_stride};
-        add_products<kTall, kWide>(source, steps, product.depth / steps);
+        add_products<kTall, kWide>(source, steps, pairs);
         b += product.depth * product.b.row_stride;
       }
       store<kTall, kWide>(block.sums, kPackedColumns);

@@ -1,12 +1,21 @@
-// Packing of B for gemm.h: panels of kPackedColumns columns, each [depth, kPackedColumns] row-major, the last one
-// padded with zeros. Tokens are rows of A then, as they lie in an NHWC map, and weights are packed once.
+// Packing of B for gemm.h: panels of kPackedColumns columns, each [padded depth, kPackedColumns] row-major, padded with
+// zeros. Tokens are rows of A then, as they lie in an NHWC map, and weights are packed once.
 #pragma once
 
 #include "cpu/gemm.h"
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
-inline int64_t packed_size(int64_t columns, int64_t depth) { return round_up(columns, kPackedColumns) * depth; }
+template <typename W>
+int64_t packed_size(int64_t columns, int64_t depth) {
+  return round_up(columns, kPackedColumns) * padded_inputs<W>(depth);
+}
+
+// The rows of a panel behind its depth.
+template <typename W>
+inline void pad_panel(int64_t depth, W* panel) {
+  std::fill(panel + depth * kPackedColumns, panel + padded_inputs<W>(depth) * kPackedColumns, W(0));
+}
 
 // One panel of pack_transposed: `count` rows of weight become columns. Rows are too many streams for the hardware's
 // prefetchers, so each block asks for the one below it, which is next in memory.
@@ -47,7 +56,16 @@ template <typename From, typename To>
 inline void pack_transposed(const From* weight, int64_t weight_stride, int64_t columns, int64_t depth, To* packed) {
   for (int64_t first = 0; first < columns; first += kPackedColumns) {
     const int64_t count = std::min(kPackedColumns, columns - first);
-    pack_transposed_panel(weight + first * weight_stride, weight_stride, count, depth, packed + first * depth);
+    To* panel = packed + first * padded_inputs<To>(depth);
+    pack_transposed_panel(weight + first * weight_stride, weight_stride, count, depth, panel);
+    pad_panel(depth, panel);
+  }
+}
+
+template <typename W>
+inline void pad_panels(int64_t columns, int64_t depth, W* packed) {
+  for (int64_t first = 0; first < columns; first += kPackedColumns) {
+    pad_panel(depth, packed + first * padded_inputs<W>(depth));
   }
 }
 
@@ -57,11 +75,12 @@ inline void pack(const From* matrix, int64_t matrix_stride, int64_t columns, int
   for (int64_t k = 0; k < depth; ++k) {
     for (int64_t first = 0; first < columns; first += kPackedColumns) {
       const int64_t count = std::min(kPackedColumns, columns - first);
-      To* row = packed + first * depth + k * kPackedColumns;
+      To* row = packed + first * padded_inputs<To>(depth) + k * kPackedColumns;
       convert_row(matrix + k * matrix_stride + first, row, count);
       if (count < kPackedColumns) std::fill(row + count, row + kPackedColumns, To(0));
     }
   }
+  pad_panels(columns, depth, packed);
 }
 
 #if defined(CPU_CAPABILITY_AVX512_BF16)
@@ -73,10 +92,12 @@ inline void pack(
   for (int64_t k = 0; k < depth; k += 2) {
     const c10::BFloat16 *first = matrix + k * matrix_stride, *second = first + matrix_stride;
     for (int64_t column = 0; column < columns; column += kLanes) {
-      Bfloat16Pair* row = panels + (column - column % kPackedColumns) * (depth / 2) + k / 2 * kPackedColumns;
+      const int64_t panel = column - column % kPackedColumns;
+      Bfloat16Pair* row = panels + panel * (padded_inputs<c10::BFloat16>(depth) / 2) + k / 2 * kPackedColumns;
       store_pairs(first + column, second + column, columns - column, row + column % kPackedColumns);
     }
   }
+  pad_panels(columns, depth, packed);
 }
 #endif
 

@@ -12,14 +12,22 @@ constexpr int64_t kPackedColumns = 32;
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Inputs of a packed layer: 16-bit weights lie in pairs of inputs, as the matrix units read them.
+// 16-bit weights lie in pairs of inputs.
 template <typename W>
-constexpr int64_t padded_inputs(int64_t inputs) {
+constexpr int64_t paired_inputs(int64_t inputs) {
   return sizeof(W) == 2 ? round_up(inputs, 2) : inputs;
 }
 
+// Inputs of a packed layer: in 16 bits whole tiles of the matrix unit, whose rows fill cache lines.
+constexpr int64_t kTileInputs = 32;
+
+template <typename W>
+constexpr int64_t padded_inputs(int64_t inputs) {
+  return sizeof(W) == 2 ? round_up(inputs, kTileInputs) : inputs;
+}
+
 // A linear layer: panels of kPackedColumns outputs and a bias padded with zeros. A panel is [inputs, kPackedColumns],
-// or [inputs / 2, kPackedColumns, 2] in 16 bits, then with a last input of zeros where their number is odd.
+// or [padded inputs / 2, kPackedColumns, 2] in 16 bits, with zeros behind the inputs.
 template <typename W>
 struct PackedLinear {
   const W* weight;

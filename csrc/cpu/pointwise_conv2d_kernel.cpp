@@ -13,6 +13,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
@@ -63,8 +64,8 @@ class PackedMatrix {
   PackedMatrix(const Rows<W>& weight, int64_t weight_rows, bool transposed, const void* bias)
       : depth_(transposed ? weight.width : weight_rows),
         columns_(transposed ? weight_rows : weight.width),
-        memory_(packed_size(columns_, depth_)),
-        packed_(memory_.take(packed_size(columns_, depth_))),
+        memory_(packed_size<W>(columns_, depth_)),
+        packed_(memory_.take(packed_size<W>(columns_, depth_))),
         bias_memory_(round_up(columns_, kPackedColumns)),
         bias_(bias_memory_.take(round_up(columns_, kPackedColumns))) {
     Workspace<W> converted(weight.in_place() ? 0 : weight_rows * weight.width);
@@ -116,11 +117,12 @@ void forward(const PointwiseConv2d& args) {
   const PointwiseShape& shape = args.shape;
   const Rows<W> x(args.x, shape.dtype, shape.inputs), out(args.out, shape.dtype, shape.outputs);
   const PackedMatrix<W> matrix(Rows<W>(args.weight, shape.dtype, shape.inputs), shape.outputs, true, args.bias);
-  const int64_t stride = padded_row(shape.inputs), tiles = (shape.rows + kTileRows - 1) / kTileRows;
+  const int64_t stride = padded_row<W>(shape.inputs), tiles = (shape.rows + kTileRows - 1) / kTileRows;
   const int64_t grain = grain_of_flops(2 * kTileRows * shape.inputs * shape.outputs);
   at::parallel_for(0, tiles, grain, [&](int64_t tile, int64_t end) {
     Workspace<W> memory(kTileRows * (stride + (out.in_place() ? 0 : shape.outputs)));
     W *rows = memory.take(kTileRows * stride), *result = memory.take(0);
+    pad_rows(rows, kTileRows, shape.inputs, stride);
     Products<factor_t<W>> products;
     for (; tile < end; ++tile) {
       const int64_t first = tile * kTileRows, count = std::min(kTileRows, shape.rows - first);
@@ -146,8 +148,8 @@ class Backward {
         weight_(args.weight, shape_.dtype, shape_.inputs),
         segments_(count_segments()),
         chunk_(chunk_rows()),
-        x_stride_(padded_row(shape_.inputs)),
-        grad_stride_(padded_row(shape_.outputs)),
+        x_stride_(padded_row<W>(shape_.inputs)),
+        grad_stride_(padded_row<W>(shape_.outputs)),
         sums_memory_(args.grad_weight == nullptr ? 0 : segments_ * weight_size()),
         sums_(sums_memory_.take(0)),
         bias_memory_(args.grad_bias == nullptr ? 0 : segments_ * shape_.outputs),
@@ -175,7 +177,7 @@ class Backward {
   }
   int64_t chunk_rows() const {
     const int64_t row_bytes = (shape_.inputs + shape_.outputs) * static_cast<int64_t>(sizeof(W));
-    return std::clamp<int64_t>(kChunkBytes / row_bytes / 2 * 2, 128, kDepth);
+    return std::clamp<int64_t>(kChunkBytes / row_bytes / kTileInputs * kTileInputs, 128, kDepth);
   }
   // Even, so that only the last segment has a row without a partner.
   int64_t segment_begin(int64_t segment) const {
@@ -203,16 +205,18 @@ class Backward {
 
   struct Chunk {
     explicit Chunk(const Backward& kernel)
-        : memory(kernel.chunk_ * (2 * kernel.x_stride_ + kernel.grad_stride_) + kernel.zeros_width() + 256),
+        : memory(kernel.chunk_ * (2 * kernel.x_stride_ + 2 * kernel.grad_stride_) + kernel.zeros_width() + 256),
           x(memory.take(kernel.chunk_ * kernel.x_stride_)),
           grad_out(memory.take(kernel.chunk_ * kernel.grad_stride_)),
+          grad_rows(memory.take(kernel.chunk_ * kernel.grad_stride_)),
           grad_x(memory.take(kernel.chunk_ * kernel.x_stride_)),
           zeros(memory.take(kernel.zeros_width())) {
       std::fill_n(zeros, kernel.zeros_width(), W(0));
+      pad_rows(grad_rows, kernel.chunk_, kernel.shape_.outputs, kernel.grad_stride_);
     }
 
     Workspace<W> memory;
-    W *x, *grad_out, *grad_x, *zeros;
+    W *x, *grad_out, *grad_rows, *grad_x, *zeros;
     Products<Factor> products;
   };
 
@@ -228,8 +232,8 @@ class Backward {
       const int64_t count = std::min(chunk_, end - first);
       const Operand grad_out = read(grad_out_, first, count, chunk.grad_out, grad_stride_, chunk.zeros);
       if (matrix != nullptr) {
-        matrix->multiply(
-            count, grad_out.rows, grad_out.stride, grad_x_, first, chunk.grad_x, x_stride_, chunk.products);
+        const auto [rows, stride] = padded(grad_out, count, chunk.grad_rows);
+        matrix->multiply(count, rows, stride, grad_x_, first, chunk.grad_x, x_stride_, chunk.products);
       }
       if (want_bias) add_rows(grad_out, count, bias_sums);
       if (!want_weight) continue;
@@ -249,11 +253,22 @@ class Backward {
           store_pairs(row + c, next + c, map.width - c, pairs + i / 2 * stride + c);
         }
       }
+      const int64_t used = (count + 1) / 2, padded = padded_inputs<W>(count) / 2;
+      std::fill(pairs + used * stride, pairs + padded * stride, Factor{});
       return {map.at(first), map.width, pairs, stride};
     } else {
       map.read(first, count, memory, stride);
       return {memory, stride, memory, stride};
     }
+  }
+
+  // Rows of grad_out with zeros behind them, as a product reads them.
+  std::pair<const W*, int64_t> padded(const Operand& grad_out, int64_t count, [[maybe_unused]] W* memory) const {
+    if (reads_unpadded<W>(shape_.outputs)) return {grad_out.rows, grad_out.stride};
+    for (int64_t i = 0; i < count; ++i) {
+      convert_row(grad_out.rows + i * grad_out.stride, memory + i * grad_stride_, shape_.outputs);
+    }
+    return {memory, grad_stride_};
   }
 
   void add_rows(const Operand& grad_out, int64_t count, A* bias_sums) const {

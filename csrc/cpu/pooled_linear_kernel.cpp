@@ -62,8 +62,8 @@ std::vector<int64_t> piece_starts(int64_t inputs) {
 
 template <typename W>
 void run(const PooledLinear& args) {
-  const auto layer = PackedReader<W>(static_cast<const W*>(args.packed)).linear(args.out_features, args.channels);
   const int64_t inputs = padded_inputs<W>(args.channels), outputs = args.out_features;
+  const auto layer = PackedReader<W>(static_cast<const W*>(args.packed)).linear(outputs, inputs);
   Workspace<W> means_memory(args.batch * inputs);
   W* means = means_memory.take(args.batch * inputs);
   average_samples(args, inputs, means);

@@ -1,4 +1,5 @@
-// The matrix products of one thread: those of gemm.h, of pairs of bfloat16 on the matrix unit where there is one.
+// The matrix products of one thread: those of gemm.h, of pairs of bfloat16 on the matrix unit where there is one. Its
+// tiles are whole: a product of one piece reads zeros in A and finite numbers in B up to padded_depth().
 #pragma once
 
 #include "cpu/capability.h"
@@ -61,8 +62,12 @@ class Products<Bfloat16Pair> {
     static_assert(std::is_empty_v<Epilogue>, "the epilogue would see rows of a block");
     if (!has_unit_) return gemm_columns(product, rows, begin, end, epilogue);
     constexpr int64_t kBlockRows = 64;
-    const int64_t stride = padded_depth(product.depth);
+    const int64_t stride = padded_depth<F>(product.depth) + kLine;
     transposed_.resize(kBlockRows * stride);
+    for (int64_t i = 0; i < kBlockRows; ++i) {
+      F* row = transposed_.data() + i * stride;
+      std::fill(row + product.depth, row + padded_depth<F>(product.depth), F{});
+    }
     for (int64_t row = 0; row < rows; row += kBlockRows) {
       const int64_t count = std::min(kBlockRows, rows - row);
       // A pair moves as the float32 number of its bits.
@@ -77,12 +82,11 @@ class Products<Bfloat16Pair> {
   }
 
  private:
-  // Whole cache lines, of a number that does not fall into the same few cache sets.
-  static int64_t padded_depth(int64_t depth) { return round_up(depth, 16) + 16; }
+  static constexpr int64_t kLine = 16;  // keeps rows out of the same few cache sets
 
   const bool has_unit_ = has_matrix_unit();
   MatrixUnit unit_;
-  std::vector<F> transposed_;  // [kBlockRows, depth]
+  std::vector<F> transposed_;  // [kBlockRows, padded depth]
 };
 #endif
 

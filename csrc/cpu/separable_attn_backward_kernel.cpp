@@ -27,7 +27,7 @@ class Backward {
   explicit Backward(const SeparableBackward& args)
       : args_(args),
         channels_(args.shape.channels),
-        stride_(padded_row(channels_)),
+        stride_(padded_row<W>(channels_)),
         tokens_(args.shape.grid.tokens()),
         groups_(args.shape.groups()),
         few_(std::is_same_v<T, A> && groups_ * tokens_ <= kFewPixels),
@@ -79,11 +79,11 @@ class Backward {
   enum { kContextSum, kValueSum, kOutSum, kQuerySum, kSums };
 
   int64_t square() const { return channels_ * channels_; }
-  int64_t matrix_size() const { return packed_size(channels_, channels_); }
+  int64_t matrix_size() const { return packed_size<W>(channels_, channels_); }
   int64_t panels() const { return (channels_ + kPackedColumns - 1) / kPackedColumns; }
   bool one_chunk() const { return chunk_tokens_ == groups_ * tokens_; }
   A* run_sum(int64_t run, int64_t which) const { return run_sums_ + (run * kSums + which) * stride_; }
-  int64_t chunk_size() const { return chunk_tokens_ * stride_; }
+  int64_t chunk_size() const { return padded_inputs<W>(chunk_tokens_) * stride_; }
   int64_t factors_size() const { return (few_ ? 1 : 3) * matrix_size() + (kPairs ? 7 : 4) * chunk_size(); }
   int64_t shared_size() const {
     return (runs_.count() * kSums + 3 * groups_) * stride_ + Workspace<A>::padded(groups_ * tokens_);
@@ -100,11 +100,11 @@ class Backward {
   void pack_weights(const Part& part) {
     const int64_t first = part.begin(panels()) * kPackedColumns;
     const int64_t columns = std::min(part.end(panels()) * kPackedColumns, channels_) - first;
-    const int64_t offset = first * channels_;
-    pack_transposed(weights_.value + offset, channels_, columns, channels_, packed_value_ + offset);
+    const int64_t packed = first * padded_inputs<W>(channels_);
+    pack_transposed(weights_.value + first * channels_, channels_, columns, channels_, packed_value_ + packed);
     if (!few_) {
-      pack(weights_.out + first, channels_, columns, channels_, packed_out_ + offset);
-      if (args_.want_grad_x) pack(weights_.value + first, channels_, columns, channels_, packed_value_back_ + offset);
+      pack(weights_.out + first, channels_, columns, channels_, packed_out_ + packed);
+      if (args_.want_grad_x) pack(weights_.value + first, channels_, columns, channels_, packed_value_back_ + packed);
     }
     for (int64_t group = part.begin(groups_); group < part.end(groups_); ++group) {
       convert_row(static_cast<const A*>(args_.context) + group * channels_, context_ + group * stride_, channels_);
@@ -151,6 +151,8 @@ class Backward {
       }
     });
     if (!args_.want_grad_weights) return last;
+    pad_tokens(x_factors_, tokens);
+    pad_tokens(gated_factors_, tokens);
     for_each_part(4 * tokens * square(), [&](const Part& part) {
       const int64_t begin = part.begin(channels_), rows = part.end(channels_) - begin;
       const bool more = first > 0;
@@ -161,6 +163,13 @@ class Backward {
       add_products(grad_out_factors_ + begin, gated_factors_, rows, tokens, more, grad_out_weight, products);
     });
     return last;
+  }
+
+  // Zeros behind the tokens of a chunk, up to which products over tokens read.
+  void pad_tokens(Factor* factors, int64_t tokens) const {
+    const int64_t end = padded_inputs<W>(tokens) / kPerFactor<W>;
+    const int64_t begin = std::min(end, tokens / kPerFactor<W>);
+    std::fill(factors + begin * stride_, factors + end * stride_, Factor{});
   }
 
   A* grad_value_weight() const { return static_cast<A*>(args_.grad_qkv_weight) + (1 + channels_) * channels_; }
@@ -193,6 +202,7 @@ class Backward {
       gate_backward(
           count, channels_, stride_, vectors, grad_out, value, grad, grad_value_ + row * stride_,
           grad_value_factors_ + pairs, gated_factors_ + pairs);
+      pad_rows(grad_value_ + row * stride_, count, channels_, stride_);
     } else {
       gate_backward(count, channels_, stride_, vectors, grad_out, value, grad);
     }
@@ -210,6 +220,7 @@ class Backward {
   }
   void load(const MapView& map, const TokenRun& run, W* rows) const {
     load_tokens<T>(run.slice(args_.shape, map), run.first, run.count, rows, stride_);
+    pad_rows(rows, run.count, channels_, stride_);
   }
   void store(const MapView& map, const TokenRun& run, const W* rows) const {
     store_tokens<T>(run.slice(args_.shape, map), run.first, run.count, rows, stride_);

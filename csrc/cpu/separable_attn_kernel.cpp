@@ -61,7 +61,7 @@ class Forward {
   explicit Forward(const SeparableForward& args)
       : args_(args),
         channels_(args.shape.channels),
-        stride_(padded_row(channels_)),
+        stride_(padded_row<W>(channels_)),
         tokens_(args.shape.grid.tokens()),
         groups_(args.shape.groups()),
         pixels_(groups_ * tokens_),
@@ -99,7 +99,7 @@ class Forward {
 
   // A partial pool: maximum query, sum of exponentials, weighted sum of tokens.
   int64_t partial_size() const { return round_up(2 + channels_, 16); }
-  int64_t matrix_size() const { return few_ ? kFewPixels * stride_ : packed_size(channels_, channels_); }
+  int64_t matrix_size() const { return few_ ? kFewPixels * stride_ : packed_size<W>(channels_, channels_); }
   int64_t panels() const { return (channels_ + kPackedColumns - 1) / kPackedColumns; }
 
   // What needs no other token: partial pools and packed weights.
@@ -111,9 +111,9 @@ class Forward {
     if (few_) return;
     const int64_t first = part.begin(panels()) * kPackedColumns;
     const int64_t columns = std::min(part.end(panels()) * kPackedColumns, channels_) - first;
-    const int64_t offset = first * channels_;
-    pack_transposed(weights_.value + offset, channels_, columns, channels_, packed_value_ + offset);
-    pack_transposed(weights_.out + offset, channels_, columns, channels_, packed_out_ + offset);
+    const int64_t offset = first * channels_, packed = first * padded_inputs<W>(channels_);
+    pack_transposed(weights_.value + offset, channels_, columns, channels_, packed_value_ + packed);
+    pack_transposed(weights_.out + offset, channels_, columns, channels_, packed_out_ + packed);
   }
 
   // Queries of a run of tokens (left in scores), and their softmax-weighted sum of tokens relative to the run.
@@ -204,6 +204,8 @@ class Forward {
     const int64_t tiles = (end - begin + kTileRows - 1) / kTileRows;
     Workspace<W> memory(2 * kTileRows * stride_);
     W *rows = memory.take(kTileRows * stride_), *gated = memory.take(kTileRows * stride_);
+    pad_rows(rows, kTileRows, channels_, stride_);
+    pad_rows(gated, kTileRows, channels_, stride_);
     LinearRunner<W> runner;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const Part part{tile, tiles};
@@ -229,8 +231,10 @@ class Forward {
   // [kFewPixels, kPackedColumns]).
   template <typename Function>
   void for_each_panel(const Part& part, const T* weight, const Function& function) const {
-    Workspace<W> memory((channels_ + kFewPixels) * kPackedColumns);
-    W *packed = memory.take(channels_ * kPackedColumns), *buffer = memory.take(kFewPixels * kPackedColumns);
+    const int64_t inputs = padded_inputs<W>(channels_);
+    Workspace<W> memory((inputs + kFewPixels) * kPackedColumns);
+    W *packed = memory.take(inputs * kPackedColumns), *buffer = memory.take(kFewPixels * kPackedColumns);
+    pad_panel(channels_, packed);
     for (int64_t panel = part.begin(panels()); panel < part.end(panels()); ++panel) {
       const int64_t column = panel * kPackedColumns, count = std::min(kPackedColumns, channels_ - column);
       pack_transposed_panel(weight + column * channels_, channels_, count, channels_, packed);
@@ -244,6 +248,8 @@ class Forward {
     W *rows = packed_value_, *gated = packed_out_;
     rows_of_groups(args_.shape.grid, 0, pixels_, gates_, stride_, contexts);
     const RowMajor<W> x = x_.read(0, pixels_, rows, stride_);
+    pad_rows(rows, pixels_, channels_, stride_);
+    pad_rows(gated, pixels_, channels_, stride_);
     const int64_t flops = 2 * channels_ * channels_ * pixels_;
     for_each_part(flops, [&](const Part& part) {
       LinearRunner<W> runner;

@@ -1,7 +1,7 @@
 // A map as a matrix of tokens: row i is pixel i in memory order, whatever group it belongs to.
 #pragma once
 
-#include "cpu/gemm.h"
+#include "cpu/linear.h"
 #include "cpu/separable_attn_tile.h"
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
@@ -45,19 +45,19 @@ class PixelRows {
   PixelRows(const SeparableShape& shape, const MapView& map) : shape_(shape), map_(map) {
     const TokenGrid& grid = shape.grid;
     stride_ = grid.width > 1 ? map.column_stride : grid.height > 1 ? map.row_stride : map.batch_stride;
-    in_place_ = std::is_same_v<T, W> && stride_ == padded_inputs<W>(stride_) &&
+    in_place_ = std::is_same_v<T, W> && stride_ == paired_inputs<W>(stride_) &&
         (grid.height == 1 || map.row_stride == grid.width * stride_) &&
         (grid.batch == 1 || map.batch_stride == grid.height * grid.width * stride_);
   }
 
-  // Whether the rows can be operands of a product as they lie in the map, at stride().
+  // Whether a product can write the rows as they lie in the map, at stride().
   bool in_place() const { return in_place_; }
   int64_t stride() const { return stride_; }
   W* row(int64_t pixel) const { return static_cast<W*>(map_.data) + pixel * stride_; }
 
   // Rows [first, first + count): of the map, or copied to a buffer of row stride `stride`.
   RowMajor<W> read(int64_t first, int64_t count, W* buffer, int64_t stride) const {
-    if (in_place_) return {row(first), stride_};
+    if (in_place_ && reads_unpadded<W>(shape_.channels)) return {row(first), stride_};
     for_each_row(first, count, [&](int64_t i, T* row) { convert_row(row, buffer + i * stride, shape_.channels); });
     return {buffer, stride};
   }

@@ -81,7 +81,7 @@ class LayerWeights {
       : key(static_cast<const T*>(weights.qkv_weight) + channels),
         value(key + channels * channels),
         out(static_cast<const T*>(weights.out_weight)),
-        memory_(4 * padded_row(channels)) {
+        memory_(4 * padded_row<A>(channels)) {
     const T* qkv_bias = static_cast<const T*>(weights.qkv_bias);
     query = take(static_cast<const T*>(weights.qkv_weight), channels);
     key_bias = take(qkv_bias == nullptr ? nullptr : qkv_bias + 1, channels);
@@ -93,8 +93,8 @@ class LayerWeights {
 
  private:
   A* take(const T* vector, int64_t channels) {
-    A* result = memory_.take(padded_row(channels));
-    std::fill_n(result, padded_row(channels), A(0));
+    A* result = memory_.take(padded_row<A>(channels));
+    std::fill_n(result, padded_row<A>(channels), A(0));
     if (vector != nullptr) convert_row(vector, result, channels);
     return result;
   }
@@ -119,7 +119,7 @@ class RunRows {
       if constexpr (std::is_same_v<T, A>) {
         rows_[i] = data + token.offset();
       } else {
-        A* row = buffer_ + i * padded_row(shape_.channels);
+        A* row = buffer_ + i * padded_row<A>(shape_.channels);
         convert_row(data + token.offset(), row, shape_.channels);
         rows_[i] = row;
       }
@@ -134,7 +134,7 @@ class RunRows {
 
  private:
   static int64_t buffer_size(const SeparableShape& shape) {
-    return std::is_same_v<T, A> ? 0 : kTokens * padded_row(shape.channels);
+    return std::is_same_v<T, A> ? 0 : kTokens * padded_row<A>(shape.channels);
   }
 
   const SeparableShape& shape_;

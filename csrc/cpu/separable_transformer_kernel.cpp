@@ -15,8 +15,6 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kTileRows = 48;  // rows whose hidden values stay in L2
-
 // Count, mean and sum of squared distances from it, of the values of a tile of rows.
 struct Moments {
   double count = 0, mean = 0, squares = 0;
@@ -65,7 +63,8 @@ class SampleTransformer {
         hidden_stride_(padded_inputs<W>(std::max(args.shape.hidden, channels_))),
         positions_(args.shape.grid.positions()),
         rows_(args.shape.pixels()),
-        tiles_((rows_ + kTileRows - 1) / kTileRows),
+        tile_rows_(LinearRunner<W>::layer_rows()),
+        tiles_((rows_ + tile_rows_ - 1) / tile_rows_),
         parallel_(parallel),
         group_(rows_),
         moments_(tiles_),
@@ -115,15 +114,15 @@ class SampleTransformer {
 
   int64_t partial_size() const { return Workspace<float>::padded(PartialPool::size(channels_)); }
   float* row(int64_t index) const { return x_ + index * channels_; }
-  int64_t first_row(int64_t tile) const { return tile * kTileRows; }
-  int64_t count(int64_t tile) const { return std::min(kTileRows, rows_ - first_row(tile)); }
+  int64_t first_row(int64_t tile) const { return tile * tile_rows_; }
+  int64_t count(int64_t tile) const { return std::min(tile_rows_, rows_ - first_row(tile)); }
   PartialPool partial(int64_t tile, int64_t group) const {
     return PartialPool(partials_ + (tile * positions_ + group) * partial_size());
   }
 
   template <typename Function>
   void with_scratch(const Function& function) const {
-    Scratch scratch(std::max(kTileRows, positions_), stride_, hidden_stride_);
+    Scratch scratch(std::max(tile_rows_, positions_), stride_, hidden_stride_);
     function(scratch);
   }
 
@@ -182,7 +181,7 @@ class SampleTransformer {
 
   // The softmax of the queries of a tile, and its weighted sum of tokens, relative to the tile.
   void pool(const Layer& layer, const Statistics& statistics, int64_t tile) {
-    alignas(64) float queries[kTileRows];
+    alignas(64) float queries[kMaxLayerRows];
     const int64_t first = first_row(tile), rows = count(tile);
     for (int64_t i = 0; i < rows; ++i) {
       queries[i] = centered_dot(row(first + i), layer.query, channels_, statistics.mean) * statistics.factor;
@@ -235,7 +234,7 @@ class SampleTransformer {
 
   const Transformer& args_;
   const Weights& weights_;
-  int64_t channels_, padded_, stride_, hidden_stride_, positions_, rows_, tiles_;
+  int64_t channels_, padded_, stride_, hidden_stride_, positions_, rows_, tile_rows_, tiles_;
   bool parallel_;
   std::vector<int32_t> group_;  // pixel position of each row
   std::vector<Moments> moments_;

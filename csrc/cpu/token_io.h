@@ -28,9 +28,22 @@ class Workspace {
   int64_t used_ = 0;
 };
 
-// A row of `channels` values with room for whole vectors and a last one that begins inside; rows of this stride do not
-// fall into the same few cache sets.
-inline int64_t padded_row(int64_t channels) { return round_up(channels, 16) + 16; }
+// A row of `channels` values: whole cache lines, of which the last one is room for a vector that begins inside; rows of
+// this stride do not fall into the same few cache sets.
+template <typename W>
+int64_t padded_row(int64_t channels) {
+  constexpr int64_t kLine = 64 / sizeof(W);
+  return round_up(channels, kLine) + kLine;
+}
+
+// Zeros behind the inputs of rows that a product reads up to padded_inputs().
+template <typename W>
+inline void pad_rows(W* rows, int64_t count, int64_t inputs, int64_t stride) {
+  const int64_t padded = padded_inputs<W>(inputs);
+  for (int64_t i = 0; i < count && padded > inputs; ++i) {
+    std::fill(rows + i * stride + inputs, rows + i * stride + padded, W(0));
+  }
+}
 
 // One head (or all channels) of one group of tokens.
 struct TokenSlice {

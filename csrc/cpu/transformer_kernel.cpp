@@ -16,7 +16,6 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kTileRows = 48;             // rows that go through a feed-forward network at once, in L1 and L2
 constexpr int64_t kCacheBytes = 1024 * 1024;  // of a core's L2, for the tokens of the groups that it runs at once
 
 // The tokens of some consecutive groups, group after group, through all layers.
@@ -34,6 +33,7 @@ class GroupTransformer {
         stride_(padded_inputs<W>(channels_)),
         hidden_stride_(padded_inputs<W>(args.shape.hidden)),
         tokens_(args.shape.grid.tokens()),
+        tile_rows_(LinearRunner<W>::layer_rows()),
         residual_(max_groups * tokens_ * channels_),
         memory_(4 * Workspace<W>::padded(max_groups * tokens_ * stride_)),
         x_(residual_.take(max_groups * tokens_ * channels_)),
@@ -75,9 +75,9 @@ class GroupTransformer {
    public:
     explicit Scratch(const GroupTransformer& owner)
         : memory_(
-              Workspace<W>::padded(kTileRows * owner.stride_) + Workspace<W>::padded(kTileRows * owner.hidden_stride_)),
-          normed(zeroed(memory_, kTileRows * owner.stride_)),
-          hidden(zeroed(memory_, kTileRows * owner.hidden_stride_)),
+              Workspace<W>::padded(owner.tile_rows_ * owner.stride_) + Workspace<W>::padded(owner.tile_rows_ * owner.hidden_stride_)),
+          normed(zeroed(memory_, owner.tile_rows_ * owner.stride_)),
+          hidden(zeroed(memory_, owner.tile_rows_ * owner.hidden_stride_)),
           attention_args_(owner.attention_args()),
           attention_(attention_args_) {}
 
@@ -91,8 +91,8 @@ class GroupTransformer {
     Workspace<W> memory_;
 
    public:
-    W* normed;  // [kTileRows, C]
-    W* hidden;  // [kTileRows, hidden]
+    W* normed;  // [tile_rows_, C]
+    W* hidden;  // [tile_rows_, hidden]
     LinearRunner<W> linear;
 
    private:
@@ -131,11 +131,11 @@ class GroupTransformer {
   // Calls function(scratch, first row, number of rows) for tiles of rows.
   template <typename Function>
   void for_rows(int64_t rows, const Function& function) {
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+    const int64_t tiles = (rows + tile_rows_ - 1) / tile_rows_;
     for_tiles(tiles, [&](Scratch& scratch, int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t first = tile * kTileRows;
-        function(scratch, first, std::min(kTileRows, rows - first));
+        const int64_t first = tile * tile_rows_;
+        function(scratch, first, std::min(tile_rows_, rows - first));
       }
     });
   }
@@ -169,7 +169,7 @@ class GroupTransformer {
 
   const Transformer& args_;
   const Weights& weights_;
-  int64_t channels_, stride_, hidden_stride_, tokens_, first_group_ = 0;
+  int64_t channels_, stride_, hidden_stride_, tokens_, tile_rows_, first_group_ = 0;
   Workspace<float> residual_;
   Workspace<W> memory_;
   float* x_;     // [groups * tokens, C]

@@ -1,7 +1,7 @@
 """The parameters of a transformer or block as the CPU kernels read them: one vector (``csrc/cpu/packed_weights.h``).
 
-A linear layer lies in panels of 32 outputs, each ``[inputs, 32]`` in float32 and ``[inputs / 2, 32, 2]`` in bfloat16;
-every piece is padded with zeros to whole panels, biases stay float32 (two elements each in a bfloat16 vector). The
+A linear layer lies in panels of 32 outputs, each ``[inputs, 32]`` in float32 and ``[inputs / 2, 32, 2]`` in bfloat16,
+there with inputs padded to whole tiles of 32; every piece is padded with zeros, biases stay float32 (two elements each in a bfloat16 vector). The
 scale and shift of the norms in front of linear layers are folded into them. The layout is the same for every
 processor, so packed parameters can be saved.
 """
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PANEL = 32
+TILE_INPUTS = 32  # of bfloat16 weights
 # Of one layer: norm1, attention in, attention out, norm2, fc1, fc2; weight and bias of each.
 LayerParameters: TypeAlias = Sequence[Tensor]
 
@@ -155,14 +156,15 @@ def depthwise_convolution_size(channels: int, dtype: torch.dtype = torch.float32
 
 def linear_size(outputs: int, inputs: int, dtype: torch.dtype = torch.float32) -> int:
     """Elements that the packed parameters of a linear layer have."""
-    return -(-outputs // PANEL) * PANEL * _padded_inputs(inputs, dtype) + _vector_size(outputs, dtype)
+    padded = -(-inputs // TILE_INPUTS) * TILE_INPUTS if dtype == torch.bfloat16 else inputs
+    return -(-outputs // PANEL) * PANEL * padded + _vector_size(outputs, dtype)
 
 
 def convolution_size(
     channels: int, out_channels: int, kernel_size: int, dtype: torch.dtype = torch.float32
 ) -> int:
     """Elements that the packed parameters of a convolution have."""
-    return linear_size(out_channels, kernel_size**2 * _padded_inputs(channels, dtype), dtype)
+    return linear_size(out_channels, kernel_size**2 * _paired_inputs(channels, dtype), dtype)
 
 
 def inverted_residual_size(
@@ -188,7 +190,7 @@ def _vector_size(size: int, dtype: torch.dtype) -> int:
     return -(-size // PANEL) * PANEL * (2 if dtype == torch.bfloat16 else 1)
 
 
-def _padded_inputs(inputs: int, dtype: torch.dtype) -> int:
+def _paired_inputs(inputs: int, dtype: torch.dtype) -> int:
     return inputs + inputs % 2 if dtype == torch.bfloat16 else inputs
 
 
@@ -219,9 +221,16 @@ def _taps(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """``[outputs, ..., inputs]`` -> panels, flattened."""
-    inputs = 2 if dtype == torch.bfloat16 else 1
-    padding = (0, -weight.shape[-1] % inputs, *(weight.dim() - 2) * (0, 0), 0, -weight.shape[0] % PANEL)
     values = weight.detach().to(dtype)
-    padded = F.pad(values, padding) if any(padding) else values
-    panels = padded.unflatten(-1, (-1, inputs)).unflatten(0, (-1, PANEL))  # [panels, 32, ..., inputs / 2, 2]
+    together = 1
+    if dtype == torch.bfloat16:
+        together = 2
+        values = _padded(values, (0, -weight.shape[-1] % together)).flatten(1)
+        values = _padded(values, (0, -values.shape[1] % TILE_INPUTS))
+    rows = _padded(values.flatten(1), (0, 0, 0, -weight.shape[0] % PANEL))
+    panels = rows.unflatten(1, (-1, together)).unflatten(0, (-1, PANEL))  # [panels, 32, inputs / 2, 2]
     return panels.movedim(1, -2).flatten()
+
+
+def _padded(values: Tensor, padding: tuple[int, ...]) -> Tensor:
+    return F.pad(values, padding) if any(padding) else values
