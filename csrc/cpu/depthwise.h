@@ -36,10 +36,12 @@ class DepthwiseRow {
       W* out, int64_t out_stride)
       : shape_(shape), weights_(weights), rows_(rows), row_stride_(row_stride), out_(out), out_stride_(out_stride) {}
 
-  void run() const {
+  // padded: rows have `dilation` columns of zeros on either side, out of their width.
+  void run(bool padded = false) const {
     const int64_t last = (shape_.width - 1 - shape_.dilation) / shape_.stride;
-    const int64_t left = std::min((shape_.dilation + shape_.stride - 1) / shape_.stride, shape_.out_width);
-    const int64_t right = shape_.width > shape_.dilation ? std::clamp(last + 1, left, shape_.out_width) : left;
+    int64_t left = std::min((shape_.dilation + shape_.stride - 1) / shape_.stride, shape_.out_width);
+    int64_t right = shape_.width > shape_.dilation ? std::clamp(last + 1, left, shape_.out_width) : left;
+    if (padded) left = 0, right = shape_.out_width;
     int64_t c = 0;
     for (; c + kLanes <= shape_.channels; c += kLanes) channels(c, left, right, WholeVectors());
     if (c < shape_.channels) channels(c, left, right, PartialVector{static_cast<int>(shape_.channels - c)});
@@ -60,15 +62,22 @@ class DepthwiseRow {
     W* out;
     int64_t out_stride;
 
-    template <typename Access>
-    C10_ALWAYS_INLINE void store(int64_t x, const Vec<float>& sum, const Access& access) const {
-      access.template store<float>(kSilu ? silu<W>(sum) : sum, out + x * out_stride);
+    // Outputs from x on. By value: the compiler takes what is stored for any object that it has the address of.
+    template <int kCount, typename Access>
+    C10_ALWAYS_INLINE void store(int64_t x, const Vec<float> (&sums)[kCount], const Access access) const {
+      const int64_t stride = out_stride;
+      W* target = out + x * stride;
+#pragma GCC unroll 8
+      for (int k = 0; k < kCount; ++k, target += stride) {
+        access.template store<float>(kSilu ? silu<W>(sums[k]) : sums[k], target);
+      }
     }
   };
 
   // Channels from c on; the windows of the outputs [left, right) do not look past a side.
   template <typename Access>
   void channels(int64_t c, int64_t left, int64_t right, const Access& access) const {
+    Products<factor_t<W>>::keep_ready();
     const int64_t step = shape_.stride * row_stride_, side = shape_.dilation * row_stride_;
     const Channels here{{rows_[0] + c, rows_[1] + c, rows_[2] + c}, step, side, out_ + c, out_stride_};
     for (int64_t x = 0; x < left; ++x) edge(here, c, x, access);
@@ -85,9 +94,38 @@ class DepthwiseRow {
     const Vec<float> taps[9] = {tap(0, c), tap(1, c), tap(2, c), tap(3, c), tap(4, c),
                                 tap(5, c), tap(6, c), tap(7, c), tap(8, c)};
     const Vec<float> bias = Vec<float>::loadu(weights_.bias + c);
-    for (; x + kOutputs <= end; x += kOutputs) outputs<kOutputs>(here, taps, bias, x, access);
+    if (shape_.dilation == 1 && shape_.stride <= 2) {
+      for (; x + kOutputs <= end; x += kOutputs) {
+        shape_.stride == 1 ? neighbours<kOutputs, 1>(here, taps, bias, x, access)
+                           : neighbours<kOutputs, 2>(here, taps, bias, x, access);
+      }
+    }
     for (; x + kOutputs / 2 <= end; x += kOutputs / 2) outputs<kOutputs / 2>(here, taps, bias, x, access);
     for (; x < end; ++x) outputs<1>(here, taps, bias, x, access);
+  }
+
+  // Outputs whose windows overlap: each column of the rows is loaded once.
+  template <int kCount, int kStride, typename Access>
+  static C10_ALWAYS_INLINE void neighbours(
+      const Channels& here, const Vec<float> (&taps)[9], const Vec<float>& bias, int64_t x, const Access& access) {
+    Vec<float> sums[kCount];
+#pragma GCC unroll 8
+    for (int k = 0; k < kCount; ++k) sums[k] = bias;
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) {
+      const float* row = here.rows[i] + x * here.step - here.side;
+#pragma GCC unroll 17
+      for (int column = 0; column < (kCount - 1) * kStride + 3; ++column, row += here.side) {
+        const auto value = Vec<float>::loadu(row);
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; ++j) {
+          const int k = (column - j) / kStride;
+          if (column < j || (column - j) % kStride != 0 || k >= kCount) continue;
+          sums[k] = at::vec::fmadd(value, taps[3 * i + j], sums[k]);
+        }
+      }
+    }
+    here.store(x, sums, access);
   }
 
   template <int kCount, typename Access>
@@ -107,22 +145,21 @@ class DepthwiseRow {
         }
       }
     }
-#pragma GCC unroll 8
-    for (int k = 0; k < kCount; ++k) here.store(x + k, sums[k], access);
+    here.store(x, sums, access);
   }
 
   // An output some of whose inputs are padding.
   template <typename Access>
   void edge(const Channels& here, int64_t c, int64_t x, const Access& access) const {
-    Vec<float> sum = Vec<float>::loadu(weights_.bias + c);
+    Vec<float> sums[1] = {Vec<float>::loadu(weights_.bias + c)};
     for (int i = 0; i < 3; ++i) {
       for (int j = 0; j < 3; ++j) {
         const int64_t column = x * shape_.stride + (j - 1) * shape_.dilation;
         if (column < 0 || column >= shape_.width) continue;
-        sum = at::vec::fmadd(Vec<float>::loadu(rows_[i] + column * row_stride_ + c), tap(3 * i + j, c), sum);
+        sums[0] = at::vec::fmadd(Vec<float>::loadu(rows_[i] + column * row_stride_ + c), tap(3 * i + j, c), sums[0]);
       }
     }
-    here.store(x, sum, access);
+    here.store(x, sums, access);
   }
 
   const DepthwiseShape& shape_;

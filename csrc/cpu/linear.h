@@ -4,6 +4,7 @@
 #include "cpu/capability.h"
 #include "cpu/gemm.h"
 #include "cpu/packed_weights.h"
+#include "cpu/products.h"
 
 #include <c10/util/BFloat16.h>
 

@@ -1,6 +1,7 @@
 // Normalisation of rows of tokens: each row by its own statistics, or all by given ones.
 #pragma once
 
+#include "cpu/products.h"
 #include "cpu/simd.h"
 
 #include <algorithm>
@@ -50,6 +51,7 @@ inline void normalize_row(const float* row, int64_t n, float mean, float factor,
 template <typename W>
 inline void normalize_rows(const float* rows, int64_t count, int64_t n, double eps, W* normed, int64_t normed_stride) {
   for (int64_t i = 0; i < count; ++i) {
+    if (i % 4 == 0) Products<factor_t<W>>::keep_ready();
     const float* row = rows + i * n;
     const float mean = row_sum(row, n) / static_cast<float>(n);
     const float variance = squared_distance(row, n, mean) / static_cast<float>(n);

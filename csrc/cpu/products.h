@@ -16,6 +16,9 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 template <typename F>
 class Products {
  public:
+  // What work between two products calls every few hundred cycles.
+  static void keep_ready() {}
+
   // c[rows, columns] (+)= a[rows, depth] b[depth, columns]; the panels of b are the outer loop.
   template <typename A, typename B, typename C, typename Epilogue>
   void operator()(
@@ -38,6 +41,8 @@ class Products<Bfloat16Pair> {
   using F = Bfloat16Pair;
 
  public:
+  static void keep_ready() { MatrixUnit::keep_awake(); }
+
   template <typename A, typename B, typename C, typename Epilogue>
   void operator()(
       int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, C* c, int64_t c_stride,

@@ -175,6 +175,7 @@ class SampleTransformer {
   void normalize(const Statistics& statistics, int64_t tile, W* normed) const {
     const int64_t rows = count(tile), first = first_row(tile);
     for (int64_t i = 0; i < rows; ++i) {
+      if (i % 4 == 0) Products<factor_t<W>>::keep_ready();
       normalize_row(row(first + i), channels_, statistics.mean, statistics.factor, normed + i * stride_);
     }
   }

@@ -45,6 +45,7 @@ struct SoftmaxRows {
     block_decay.store(decay);
     Vec<float> sums[kRows];
     for (int64_t row = 0; row < kRows; ++row) {
+      if (row % 4 == 0) MatrixUnit::keep_awake();
       sums[row] = exponentiate_row(scores + row * stride, keys, padded, scale, Vec<float>(origins[row]), p + row * stride);
     }
     at::vec::fmadd(Vec<float>::loadu(sum), block_decay, sums_of_lanes(sums)).store(sum);

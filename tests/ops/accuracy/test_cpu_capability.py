@@ -67,6 +67,7 @@ def problems(attention: Builder, separable: Builder) -> list[Any]:
         ("MOBILEVIT_CPU_CAPABILITY", "avx2"),
         ("MOBILEVIT_CPU_CAPABILITY", "avx512"),
         pytest.param("MOBILEVIT_CPU_CAPABILITY", "avx512_bf16", marks=pytest.mark.slow),
+        pytest.param("MOBILEVIT_CPU_CAPABILITY", "amx", marks=pytest.mark.slow),
         pytest.param("ATEN_CPU_CAPABILITY", "default", marks=pytest.mark.slow),
         pytest.param("ATEN_CPU_CAPABILITY", "avx2", marks=pytest.mark.slow),
     ],
@@ -101,13 +102,14 @@ def test_unknown_instruction_set_is_an_error() -> None:
     done = run_script(use, {"MOBILEVIT_CPU_CAPABILITY": "sse9"})
     assert done.returncode == 1
     expected = (
-        "ValueError: MOBILEVIT_CPU_CAPABILITY: expected default, avx2, avx512 or avx512_bf16, got 'sse9'"
+        "ValueError: MOBILEVIT_CPU_CAPABILITY: expected default, avx2, avx512, avx512_bf16 or amx, got 'sse9'"
     )
     assert expected in done.stderr
 
 
 def test_reported_capability_is_that_of_torch_or_its_extension() -> None:
     of_torch = torch.backends.cpu.get_cpu_capability().lower()
-    extension = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    best = "avx512_bf16" if of_torch == "avx512" and extension else of_torch
+    features = torch.cpu.get_capabilities()
+    extensions = [ours for ours, theirs in (("avx512_bf16", "avx512_bf16"), ("amx", "amx_bf16")) if features.get(theirs)]
+    best = extensions[-1] if of_torch == "avx512" and extensions else of_torch
     assert reported({}) == (best if best in CAPABILITIES else "default")
