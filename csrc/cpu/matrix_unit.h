@@ -31,14 +31,14 @@ class MatrixUnit {
   // c[rows, columns] (+)= a[rows, depth] b[depth, columns] in whole tiles; depth in pairs.
   template <bool kAccumulate>
   void multiply_whole(
-      int64_t rows, int64_t columns, int64_t depth, const RowMajor<Bfloat16Pair>& a, const Bfloat16Pair* b,
-      int64_t b_stride, float* c, int64_t c_stride) {
+      int64_t rows, int64_t columns, int64_t depth, const RowMajor<Bfloat16Pair>& a,
+      const PanelMatrix<Bfloat16Pair>& b, float* c, int64_t c_stride) {
     configure(kRows, kPairs);
     finish_stores();
     for (int64_t column = 0; column < columns; column += 2 * kColumns) {
       for (int64_t row = 0; row < rows; row += 2 * kRows) {
         const Bfloat16Pair* upper = a.data + row * a.stride;
-        const Source source{upper, upper + kRows * a.stride, a.stride, b + column, b_stride};
+        const Source source{upper, upper + kRows * a.stride, a.stride, b.at(column), b.row_stride};
         float* target = c + row * c_stride + column;
         with_tiles(rows - row, columns - column, [&](auto tall, auto wide) {
           constexpr int kTall = decltype(tall)::value, kWide = decltype(wide)::value;

@@ -28,9 +28,11 @@ struct SoftmaxRows {
     std::fill_n(sum, kRows, 0.0f);
   }
 
-  // probabilities [16, padded keys] = 2**(factor * scores - origin) for the first `keys`, zeros behind them; both have
-  // the same number of columns in a row. factor >= 0.
-  void exponentiate(const float* scores, int64_t keys, int64_t padded, int64_t stride, float factor, c10::BFloat16* p) {
+  // Rows of scores [16, padded keys] become rows of bfloat16 in their place, 2**(factor * scores - origin) for the first
+  // `keys`, zeros behind them. factor >= 0. Calls meanwhile(row) before each row.
+  template <typename Meanwhile>
+  void exponentiate(
+      float* scores, int64_t keys, int64_t padded, int64_t stride, float factor, const Meanwhile& meanwhile) {
     const Vec<float> scale(factor);
     const Vec<float> old_maximum = Vec<float>::loadu(maximum);
     const Vec<float> new_maximum = larger(old_maximum, maxima(scores, keys, stride) * scale);
@@ -45,8 +47,8 @@ struct SoftmaxRows {
     block_decay.store(decay);
     Vec<float> sums[kRows];
     for (int64_t row = 0; row < kRows; ++row) {
-      if (row % 4 == 0) MatrixUnit::keep_awake();
-      sums[row] = exponentiate_row(scores + row * stride, keys, padded, scale, Vec<float>(origins[row]), p + row * stride);
+      meanwhile(row);
+      sums[row] = exponentiate_row(scores + row * stride, keys, padded, scale, Vec<float>(origins[row]));
     }
     at::vec::fmadd(Vec<float>::loadu(sum), block_decay, sums_of_lanes(sums)).store(sum);
   }
@@ -70,9 +72,9 @@ struct SoftmaxRows {
   static __mmask16 lanes_mask(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
 
   static Vec<float> exponentiate_row(
-      const float* scores, int64_t keys, int64_t padded, const Vec<float>& scale, const Vec<float>& origin,
-      c10::BFloat16* p) {
+      float* scores, int64_t keys, int64_t padded, const Vec<float>& scale, const Vec<float>& origin) {
     constexpr int64_t kLanes = Vec<float>::size();
+    auto* p = reinterpret_cast<c10::BFloat16*>(scores);
     const auto probability = [&](int64_t key) {
       return exp2_for_bfloat16(at::vec::fmsub(Vec<float>::loadu(scores + key), scale, origin));
     };
@@ -99,6 +101,8 @@ struct SoftmaxRows {
   }
 };
 
+// Blocks of queries times blocks of keys, one after another: while the vector units exponentiate the scores of one, the
+// matrix unit computes those of the next.
 class AttentionForwardOnUnit {
   using Pair = Bfloat16Pair;
 
@@ -109,17 +113,17 @@ class AttentionForwardOnUnit {
         dim_(args.shape.head_dim),
         depth_(round_up(dim_ / 2, MatrixUnit::kPairs)),
         columns_(round_up(dim_, MatrixUnit::kColumns)),
-        keys_(round_up(tokens_, 2 * MatrixUnit::kPairs)),
+        keys_(round_up(tokens_, kPackedColumns)),
+        query_blocks_((tokens_ + kQueries - 1) / kQueries),
+        key_blocks_((tokens_ + kKeyBlock - 1) / kKeyBlock),
         score_stride_(std::min(keys_, kKeyBlock) + kLine),
         factors_(factors_size()),
-        rows_(factors_.take(std::max(keys_, kQueries) * depth_)),
-        key_lanes_(factors_.take(depth_ * keys_)),
+        rows_(factors_.take(std::max(keys_, 2 * kQueries) * depth_)),
+        key_panels_(factors_.take(depth_ * keys_)),
         value_pairs_(factors_.take(keys_ / 2 * columns_)),
-        sums_(Workspace<float>::padded(kQueries * score_stride_) + kQueries * columns_),
-        scores_(sums_.take(kQueries * score_stride_)),
+        sums_(2 * Workspace<float>::padded(kQueries * score_stride_) + kQueries * columns_),
+        scores_{sums_.take(kQueries * score_stride_), sums_.take(kQueries * score_stride_)},
         out_rows_(sums_.take(kQueries * columns_)),
-        probabilities_memory_(kQueries * score_stride_),
-        probabilities_(probabilities_memory_.take(0)),
         offsets_(2 * tokens_) {
     fill_token_offsets(args.shape.grid, args.qkv, qkv_offsets());
     fill_token_offsets(args.shape.grid, args.out, out_offsets());
@@ -128,23 +132,28 @@ class AttentionForwardOnUnit {
   void run(const Task& task, const Task& next) {
     load_keys(task);
     load_values(task);
-    const int64_t blocks = (tokens_ + kQueries - 1) / kQueries;
     prefetcher_.start<c10::BFloat16>(
-        {rows(next, 0), rows(next, 1), rows(next, 2), out_rows(next)}, prefetched_tokens(args_.shape), blocks);
-    for (int64_t first = 0; first < tokens_; first += kQueries) {
-      attend(task, first, std::min(kQueries, tokens_ - first));
-      prefetcher_.step();
+        {rows(next, 0), rows(next, 1), rows(next, 2), out_rows(next)}, prefetched_tokens(args_.shape), query_blocks_);
+    const int64_t steps = query_blocks_ * key_blocks_;
+    begin_scores(task, 0);
+    for (int64_t panel = 0; panel < panels(0); ++panel) score(0, panel);
+    for (int64_t step = 0; step < steps; ++step) {
+      const bool last = step + 1 == steps;
+      if (!last) begin_scores(task, step + 1);
+      exponentiate(step, last);
+      weigh(step);
+      if ((step + 1) % key_blocks_ == 0) finish(task, step / key_blocks_);
     }
   }
 
  private:
   static constexpr int64_t kQueries = 2 * MatrixUnit::kRows;
-  static constexpr int64_t kKeyBlock = 256;  // keys whose scores with a block of queries stay in L1
+  static constexpr int64_t kKeyBlock = 256;  // keys whose scores with a block of queries stay in the cache
   static constexpr int64_t kLine = 16;       // keeps rows out of the same few cache sets
 
   int64_t factors_size() const {
     const auto padded = Workspace<Pair>::padded;
-    return padded(std::max(keys_, kQueries) * depth_) + padded(depth_ * keys_) + padded(keys_ / 2 * columns_);
+    return padded(std::max(keys_, 2 * kQueries) * depth_) + padded(depth_ * keys_) + padded(keys_ / 2 * columns_);
   }
   int64_t* qkv_offsets() { return offsets_.data(); }
   int64_t* out_offsets() { return offsets_.data() + tokens_; }
@@ -155,52 +164,78 @@ class AttentionForwardOnUnit {
     return task.rows<c10::BFloat16>(args_.out, out_offsets(), 0);
   }
 
+  // Of a step.
+  int64_t first_query(int64_t step) const { return step / key_blocks_ * kQueries; }
+  int64_t queries(int64_t step) const { return std::min(kQueries, tokens_ - first_query(step)); }
+  int64_t padded_queries(int64_t step) const { return round_up(queries(step), MatrixUnit::kRows); }
+  int64_t first_key(int64_t step) const { return step % key_blocks_ * kKeyBlock; }
+  int64_t keys(int64_t step) const { return std::min(kKeyBlock, tokens_ - first_key(step)); }
+  int64_t panels(int64_t step) const { return (keys(step) + kPackedColumns - 1) / kPackedColumns; }
+  Pair* query_rows(int64_t step) const { return rows_ + step / key_blocks_ % 2 * kQueries * depth_; }
+  float* scores(int64_t step) const { return scores_[step % 2]; }
+
   void load_keys(const Task& task) {
     load_rows(rows(task, 1), 0, tokens_, rows_, depth_);
     std::fill(rows_ + tokens_ * depth_, rows_ + keys_ * depth_, Pair{});
-    tokens_to_lanes(rows_, depth_, keys_, depth_, key_lanes_, keys_, score_sign<float>(args_.shape));
+    for (int64_t key = 0; key < keys_; key += kPackedColumns) {
+      tokens_to_lanes(
+          rows_ + key * depth_, depth_, kPackedColumns, depth_, key_panels_ + key * depth_, kPackedColumns,
+          score_sign<float>(args_.shape));
+    }
   }
   void load_values(const Task& task) {
     load_pairs_of_rows(rows(task, 2), tokens_, value_pairs_, columns_);
     std::fill(value_pairs_ + (tokens_ + 1) / 2 * columns_, value_pairs_ + keys_ / 2 * columns_, Pair{});
   }
 
-  // Queries [first, first + count) against all keys.
-  void attend(const Task& task, int64_t first, int64_t count) {
-    load_rows(rows(task, 0), first, count, rows_, depth_);
-    const int64_t queries = round_up(count, MatrixUnit::kRows);
-    std::fill(rows_ + count * depth_, rows_ + queries * depth_, Pair{});
-    for (SoftmaxRows& softmax : softmax_) softmax.begin();
-    for (int64_t key = 0; key < tokens_; key += kKeyBlock) {
-      const int64_t padded = std::min(kKeyBlock, keys_ - key);
-      unit_.multiply_whole<false>(
-          queries, padded, depth_, {rows_, depth_}, key_lanes_ + key, keys_, scores_, score_stride_);
-      exponentiate(queries, std::min(kKeyBlock, tokens_ - key), padded);
-      weigh(queries, key, padded);
-    }
-    finish(task, first, count);
+  // The rows of queries that a step needs and the one before it had not.
+  void begin_scores(const Task& task, int64_t step) {
+    if (step % key_blocks_ != 0) return;
+    Pair* target = query_rows(step);
+    load_rows(rows(task, 0), first_query(step), queries(step), target, depth_);
+    std::fill(target + queries(step) * depth_, target + padded_queries(step) * depth_, Pair{});
   }
 
-  void exponentiate(int64_t queries, int64_t keys, int64_t padded) {
-    const float factor = score_factor<float>(args_.shape);
-    for (int64_t row = 0; row < queries; row += MatrixUnit::kRows) {
-      softmax_[row / MatrixUnit::kRows].exponentiate(
-          scores_ + row * score_stride_, keys, padded, score_stride_, factor, probabilities_ + row * score_stride_);
+  // A panel of keys.
+  void score(int64_t step, int64_t panel) {
+    const auto keys = PanelMatrix<Pair>::packed(key_panels_ + first_key(step) * depth_, depth_);
+    const int64_t column = panel * kPackedColumns;
+    unit_.multiply_whole<false>(
+        padded_queries(step), kPackedColumns, depth_, {query_rows(step), depth_},
+        {keys.at(column), keys.row_stride, keys.panel_stride}, scores(step) + column, score_stride_);
+  }
+
+  // The scores of a step, and between their rows the products of the next one.
+  void exponentiate(int64_t step, bool last) {
+    if (step % key_blocks_ == 0) {
+      for (SoftmaxRows& softmax : softmax_) softmax.begin();
     }
+    const float factor = score_factor<float>(args_.shape);
+    const int64_t all = last ? 0 : panels(step + 1), rows = padded_queries(step);
+    int64_t panel = 0;
+    for (int64_t first = 0; first < rows; first += MatrixUnit::kRows) {
+      softmax_[first / MatrixUnit::kRows].exponentiate(
+          scores(step) + first * score_stride_, keys(step), panels(step) * kPackedColumns, score_stride_, factor,
+          [&](int64_t row) {
+            for (; panel * rows < all * (first + row + 1); ++panel) score(step + 1, panel);
+            if (last && row % 4 == 0) MatrixUnit::keep_awake();
+          });
+    }
+    prefetcher_.step();
   }
 
   // out_rows_ = out_rows_ * decay + probabilities values
-  void weigh(int64_t queries, int64_t key, int64_t padded) {
-    const RowMajor<Pair> probabilities{factors(probabilities_), score_stride_ / 2};
-    const Pair* values = value_pairs_ + key / 2 * columns_;
+  void weigh(int64_t step) {
+    const int64_t key = first_key(step), depth = panels(step) * kPackedColumns / 2, rows = padded_queries(step);
+    const RowMajor<Pair> probabilities{reinterpret_cast<const Pair*>(scores(step)), score_stride_};
+    const auto values = PanelMatrix<Pair>::row_major(value_pairs_ + key / 2 * columns_, columns_);
     if (key == 0) {
-      return unit_.multiply_whole<false>(
-          queries, columns_, padded / 2, probabilities, values, columns_, out_rows_, columns_);
+      return unit_.multiply_whole<false>(rows, columns_, depth, probabilities, values, out_rows_, columns_);
     }
-    for (int64_t row = 0; row < queries; ++row) {
+    for (int64_t row = 0; row < rows; ++row) {
       scale_row(out_rows_ + row * columns_, softmax_[row / MatrixUnit::kRows].decay[row % MatrixUnit::kRows]);
     }
-    unit_.multiply_whole<true>(queries, columns_, padded / 2, probabilities, values, columns_, out_rows_, columns_);
+    unit_.multiply_whole<true>(rows, columns_, depth, probabilities, values, out_rows_, columns_);
   }
 
   void scale_row(float* row, float factor) const {
@@ -209,7 +244,9 @@ class AttentionForwardOnUnit {
     }
   }
 
-  void finish(const Task& task, int64_t first, int64_t count) {
+  // The output of a block of queries.
+  void finish(const Task& task, int64_t block) {
+    const int64_t first = block * kQueries, count = std::min(kQueries, tokens_ - first);
     float* logsumexp = static_cast<float*>(args_.logsumexp);
     for (int64_t row = 0; row < count; row += MatrixUnit::kRows) {
       const SoftmaxRows& softmax = softmax_[row / MatrixUnit::kRows];
@@ -232,16 +269,14 @@ class AttentionForwardOnUnit {
   int64_t depth_;    // pairs of channels of a padded head
   int64_t columns_;  // channels of one
   int64_t keys_;     // of all tokens, padded
-  int64_t score_stride_;
+  int64_t query_blocks_, key_blocks_, score_stride_;
   Workspace<Pair> factors_;
-  Pair* rows_;         // of the keys, then of a block of queries, [.., depth_]
-  Pair* key_lanes_;    // [depth_, keys_]
+  Pair* rows_;         // of the keys, then of two blocks of queries, [.., depth_]
+  Pair* key_panels_;   // [keys_ / 32, depth_, 32]
   Pair* value_pairs_;  // [keys_ / 2, columns_]
   Workspace<float> sums_;
-  float* scores_;    // [kQueries, score_stride_]
-  float* out_rows_;  // [kQueries, columns_]
-  Workspace<c10::BFloat16> probabilities_memory_;
-  c10::BFloat16* probabilities_;  // [kQueries, score_stride_]
+  float* scores_[2];  // [kQueries, score_stride_], of a step and the next
+  float* out_rows_;   // [kQueries, columns_]
   SoftmaxRows softmax_[kQueries / MatrixUnit::kRows];
   MatrixUnit unit_;
   RowPrefetcher prefetcher_;  // of the next task's rows
