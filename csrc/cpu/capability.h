@@ -5,7 +5,8 @@
 
 namespace mobilevit::cpu {
 
-// kAvx512Bf16: AVX-512 with products of pairs of bfloat16. kAmx: the same with matrix units for them, in the same build.
+// kAvx512Bf16: AVX-512 with products of pairs of bfloat16. kAmx: the same with matrix units for them, in the same
+// build.
 enum class Capability { kDefault, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The highest one that the kernels were compiled for; kAmx is a part of the build for kAvx512Bf16.

@@ -1,6 +1,7 @@
 // Dense convolution as a matrix product whose inputs are read where they lie: a pixel's window in an NHWC map is a
-// piece of memory per row of the kernel, or per tap where it is dilated. Bands of rows are copied with their padding into the cache of one core, as NHWC whatever the
-// strides of the map; a panel of outputs at a time then goes over the whole band. Threads share the rows of the output.
+// piece of memory per row of the kernel, or per tap where it is dilated. Bands of rows are copied with their padding
+// into the cache of one core, as NHWC whatever the strides of the map; a panel of outputs at a time then goes over the
+// whole band. Threads share the rows of the output.
 #include "cpu/convolution_kernel.h"
 
 #include "cpu/grain.h"
@@ -177,7 +178,8 @@ void run(const Convolution& args) {
   const PackedLinear<W>& layer = weights.linear;
   const int64_t grain = grain_of_flops(2 * layer.inputs * shape.out_channels * shape.out_width());
   const bool pointwise = shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0;
-  const bool rows_of_products = args.dtype == c10::CppTypeToScalarType<W>::value && reads_unpadded<W>(shape.in_channels);
+  const bool rows_of_products =
+      args.dtype == c10::CppTypeToScalarType<W>::value && reads_unpadded<W>(shape.in_channels);
   if (pointwise && rows_of_products) {
     if (args.silu) return run_pointwise<W>(args, layer, grain, AddBiasSilu<W>(layer.bias));
     return run_pointwise<W>(args, layer, grain, AddBias(layer.bias));

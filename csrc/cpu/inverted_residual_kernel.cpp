@@ -132,8 +132,7 @@ class Block {
     for (; row < last; ++row) {
       const W* input = fresh.input + (row - fresh.first) * shape_.width * input_stride_;
       linear_(
-          layer, shape_.width, input, input_stride_, expanded(panel, row), kPackedColumns,
-          AddBiasSilu<W>(layer.bias));
+          layer, shape_.width, input, input_stride_, expanded(panel, row), kPackedColumns, AddBiasSilu<W>(layer.bias));
     }
   }
 

@@ -31,8 +31,8 @@ class MatrixUnit {
   // c[rows, columns] (+)= a[rows, depth] b[depth, columns] in whole tiles; depth in pairs.
   template <bool kAccumulate>
   void multiply_whole(
-      int64_t rows, int64_t columns, int64_t depth, const RowMajor<Bfloat16Pair>& a,
-      const PanelMatrix<Bfloat16Pair>& b, float* c, int64_t c_stride) {
+      int64_t rows, int64_t columns, int64_t depth, const RowMajor<Bfloat16Pair>& a, const PanelMatrix<Bfloat16Pair>& b,
+      float* c, int64_t c_stride) {
     configure(kRows, kPairs);
     finish_stores();
     for (int64_t column = 0; column < columns; column += 2 * kColumns) {
@@ -72,7 +72,11 @@ class MatrixUnit {
         const int64_t last = rows - tile_rows;
         Block& block = blocks[count % 2];
         block = {
-            row, std::min(kBlockRows, rows - row), column, columns, {std::min(row, last), std::min(row + kRows, last)},
+            row,
+            std::min(kBlockRows, rows - row),
+            column,
+            columns,
+            {std::min(row, last), std::min(row + kRows, last)},
             sums_[count % 2]};
         multiply_block(product, steps, depth / steps, block);
         if (count > 0) finish(product, blocks[(count - 1) % 2], epilogue);

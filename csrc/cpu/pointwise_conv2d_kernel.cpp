@@ -94,8 +94,7 @@ class PackedMatrix {
   }
 
  private:
-  void multiply(
-      int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride, Products<Factor>& products) const {
+  void multiply(int64_t rows, const W* a, int64_t a_stride, W* c, int64_t c_stride, Products<Factor>& products) const {
     const int64_t depth = depth_ / kPerFactor<W>;
     const RowMajor<Factor> left{factors(a), a_stride / kPerFactor<W>};
     const auto right = PanelMatrix<Factor>::packed(factors<W>(packed_), depth);

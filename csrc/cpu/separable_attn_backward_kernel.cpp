@@ -158,7 +158,8 @@ class Backward {
       const bool more = first > 0;
       Products<Factor> products;
       add_products(
-          grad_value_factors_ + begin, x_factors_, rows, tokens, more, grad_value_weight() + begin * channels_, products);
+          grad_value_factors_ + begin, x_factors_, rows, tokens, more, grad_value_weight() + begin * channels_,
+          products);
       A* grad_out_weight = static_cast<A*>(args_.grad_out_weight) + begin * channels_;
       add_products(grad_out_factors_ + begin, gated_factors_, rows, tokens, more, grad_out_weight, products);
     });

@@ -75,7 +75,8 @@ class GroupTransformer {
    public:
     explicit Scratch(const GroupTransformer& owner)
         : memory_(
-              Workspace<W>::padded(owner.tile_rows_ * owner.stride_) + Workspace<W>::padded(owner.tile_rows_ * owner.hidden_stride_)),
+              Workspace<W>::padded(owner.tile_rows_ * owner.stride_) +
+              Workspace<W>::padded(owner.tile_rows_ * owner.hidden_stride_)),
           normed(zeroed(memory_, owner.tile_rows_ * owner.stride_)),
           hidden(zeroed(memory_, owner.tile_rows_ * owner.hidden_stride_)),
           attention_args_(owner.attention_args()),

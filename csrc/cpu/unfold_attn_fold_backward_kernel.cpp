@@ -7,7 +7,11 @@
 
 #include "cpu/token_io.h"
 #include "cpu/unfold_attn_fold_task.h"
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+#include "cpu/unfold_attn_fold_backward_matrix_unit.h"
+#endif
 
+#include <optional>
 #include <vector>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
@@ -306,8 +310,39 @@ class Backward : BackwardPanel<acc_t<T>> {
   std::vector<int64_t> offsets_;
 };
 
+// One thread's gradients in the arithmetic that is fastest for T.
+template <typename T>
+class FastestBackward {
+ public:
+  explicit FastestBackward(const AttnBackward& args) {
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+    constexpr int64_t kFewTokens = 16;  // too few to fill the tiles
+    const AttnShape& shape = args.shape;
+    const bool fits = shape.head_dim % 2 == 0 && shape.grid.tokens() > kFewTokens;
+    if (std::is_same_v<T, c10::BFloat16> && fits && has_matrix_unit()) {
+      on_unit_.emplace(args);
+      return;
+    }
+#endif
+    by_numbers_.emplace(args);
+  }
+
+  void run(const Task& task, const Task& next) {
+    if (by_numbers_) return by_numbers_->run(task, next);
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+    on_unit_->run(task, next);
+#endif
+  }
+
+ private:
+  std::optional<Backward<T>> by_numbers_;
+#if defined(CPU_CAPABILITY_AVX512_BF16)
+  std::optional<AttentionBackwardOnUnit> on_unit_;
+#endif
+};
+
 }  // namespace
 
-void unfold_attn_fold_backward(const AttnBackward& args) { for_each_task<Backward>(args, 5); }
+void unfold_attn_fold_backward(const AttnBackward& args) { for_each_task<FastestBackward>(args, 5); }
 
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

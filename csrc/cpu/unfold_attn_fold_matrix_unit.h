@@ -28,16 +28,16 @@ struct SoftmaxRows {
     std::fill_n(sum, kRows, 0.0f);
   }
 
-  // Rows of scores [16, padded keys] become rows of bfloat16 in their place, 2**(factor * scores - origin) for the first
-  // `keys`, zeros behind them. factor >= 0. Calls meanwhile(row) before each row.
+  // Rows of scores [16, padded keys] become rows of bfloat16 in their place, 2**(factor * scores - origin) for the
+  // first `keys`, zeros behind them. factor >= 0. Calls meanwhile(row) before each row.
   template <typename Meanwhile>
   void exponentiate(
       float* scores, int64_t keys, int64_t padded, int64_t stride, float factor, const Meanwhile& meanwhile) {
     const Vec<float> scale(factor);
     const Vec<float> old_maximum = Vec<float>::loadu(maximum);
     const Vec<float> new_maximum = larger(old_maximum, maxima(scores, keys, stride) * scale);
-    const auto nothing = _mm512_cmp_ps_mask(
-        new_maximum, _mm512_set1_ps(-std::numeric_limits<float>::infinity()), _CMP_EQ_OQ);
+    const auto nothing =
+        _mm512_cmp_ps_mask(new_maximum, _mm512_set1_ps(-std::numeric_limits<float>::infinity()), _CMP_EQ_OQ);
     // A row without a score above -inf yet must stay at sum 0 rather than turn NaN.
     const Vec<float> origin = _mm512_mask_blend_ps(nothing, new_maximum, _mm512_setzero_ps());
     alignas(64) float origins[kRows];
@@ -63,7 +63,8 @@ struct SoftmaxRows {
       int64_t key = 0;
       // max returns its second operand where one is NaN.
       for (; key + kLanes <= keys; key += kLanes) result = _mm512_max_ps(_mm512_loadu_ps(scores + key), result);
-      if (key < keys) result = _mm512_max_ps(_mm512_mask_loadu_ps(lowest, lanes_mask(keys - key), scores + key), result);
+      if (key < keys)
+        result = _mm512_max_ps(_mm512_mask_loadu_ps(lowest, lanes_mask(keys - key), scores + key), result);
       maxima[row] = result;
     }
     return joined_lanes(maxima, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
@@ -160,9 +161,7 @@ class AttentionForwardOnUnit {
   TokenRows<const c10::BFloat16> rows(const Task& task, int64_t part) {
     return task.rows<const c10::BFloat16>(args_.qkv, qkv_offsets(), part);
   }
-  TokenRows<c10::BFloat16> out_rows(const Task& task) {
-    return task.rows<c10::BFloat16>(args_.out, out_offsets(), 0);
-  }
+  TokenRows<c10::BFloat16> out_rows(const Task& task) { return task.rows<c10::BFloat16>(args_.out, out_offsets(), 0); }
 
   // Of a step.
   int64_t first_query(int64_t step) const { return step / key_blocks_ * kQueries; }
