@@ -3,7 +3,8 @@
 
 #include "cpu/gemm.h"
 
-#include <array>
+#include <algorithm>
+#include <type_traits>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 

@@ -1,9 +1,9 @@
 """The parameters of a transformer or block as the CPU kernels read them: one vector (``csrc/cpu/packed_weights.h``).
 
 A linear layer lies in panels of 32 outputs, each ``[inputs, 32]`` in float32 and ``[inputs / 2, 32, 2]`` in bfloat16,
-there with inputs padded to whole tiles of 32; every piece is padded with zeros, biases stay float32 (two elements each in a bfloat16 vector). The
-scale and shift of the norms in front of linear layers are folded into them. The layout is the same for every
-processor, so packed parameters can be saved.
+there with inputs padded to whole tiles of 32. Every piece is padded with zeros, and biases stay float32 (two elements
+each in a bfloat16 vector). The scale and shift of the norms in front of linear layers are folded into them. The layout
+is the same for every processor, so packed parameters can be saved.
 """
 
 from collections.abc import Sequence

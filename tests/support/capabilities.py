@@ -11,11 +11,11 @@ from mobilevit_kernels import _C
 CAPABILITIES = ["default", "avx2", "avx512", "avx512_bf16", "amx"]
 LOWER = [name for name in CAPABILITIES if CAPABILITIES.index(name) < CAPABILITIES.index(_C.cpu_capability())]
 
-needs_avx512 = pytest.mark.skipif(
-    not _C.cpu_capability().startswith(("avx512", "amx")), reason="bfloat16 products need AVX-512"
-)
+_HAS_AVX512 = CAPABILITIES.index(_C.cpu_capability()) >= CAPABILITIES.index("avx512")
+
+needs_avx512 = pytest.mark.skipif(not _HAS_AVX512, reason="bfloat16 products need AVX-512")
 # What packed weights may be in: the dtypes of the products.
-PRODUCTS = [torch.float32, torch.bfloat16] if _C.cpu_capability().startswith(("avx512", "amx")) else [torch.float32]
+PRODUCTS = [torch.float32, torch.bfloat16] if _HAS_AVX512 else [torch.float32]
 
 
 def run_with(capability: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,7 @@ def test_unknown_instruction_set_is_an_error() -> None:
 def test_reported_capability_is_that_of_torch_or_its_extension() -> None:
     of_torch = torch.backends.cpu.get_cpu_capability().lower()
     features = torch.cpu.get_capabilities()
-    extensions = [ours for ours, theirs in (("avx512_bf16", "avx512_bf16"), ("amx", "amx_bf16")) if features.get(theirs)]
+    ours_of = {"avx512_bf16": "avx512_bf16", "amx_bf16": "amx"}
+    extensions = [ours for theirs, ours in ours_of.items() if features.get(theirs)]
     best = extensions[-1] if of_torch == "avx512" and extensions else of_torch
     assert reported({}) == (best if best in CAPABILITIES else "default")
