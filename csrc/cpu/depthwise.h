@@ -94,38 +94,9 @@ class DepthwiseRow {
     const Vec<float> taps[9] = {tap(0, c), tap(1, c), tap(2, c), tap(3, c), tap(4, c),
                                 tap(5, c), tap(6, c), tap(7, c), tap(8, c)};
     const Vec<float> bias = Vec<float>::loadu(weights_.bias + c);
-    if (shape_.dilation == 1 && shape_.stride <= 2) {
-      for (; x + kOutputs <= end; x += kOutputs) {
-        shape_.stride == 1 ? neighbours<kOutputs, 1>(here, taps, bias, x, access)
-                           : neighbours<kOutputs, 2>(here, taps, bias, x, access);
-      }
-    }
+    for (; x + kOutputs <= end; x += kOutputs) outputs<kOutputs>(here, taps, bias, x, access);
     for (; x + kOutputs / 2 <= end; x += kOutputs / 2) outputs<kOutputs / 2>(here, taps, bias, x, access);
     for (; x < end; ++x) outputs<1>(here, taps, bias, x, access);
-  }
-
-  // Outputs whose windows overlap: each column of the rows is loaded once.
-  template <int kCount, int kStride, typename Access>
-  static C10_ALWAYS_INLINE void neighbours(
-      const Channels& here, const Vec<float> (&taps)[9], const Vec<float>& bias, int64_t x, const Access& access) {
-    Vec<float> sums[kCount];
-#pragma GCC unroll 8
-    for (int k = 0; k < kCount; ++k) sums[k] = bias;
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) {
-      const float* row = here.rows[i] + x * here.step - here.side;
-#pragma GCC unroll 17
-      for (int column = 0; column < (kCount - 1) * kStride + 3; ++column, row += here.side) {
-        const auto value = Vec<float>::loadu(row);
-#pragma GCC unroll 3
-        for (int j = 0; j < 3; ++j) {
-          const int k = (column - j) / kStride;
-          if (column < j || (column - j) % kStride != 0 || k >= kCount) continue;
-          sums[k] = at::vec::fmadd(value, taps[3 * i + j], sums[k]);
-        }
-      }
-    }
-    here.store(x, sums, access);
   }
 
   template <int kCount, typename Access>
