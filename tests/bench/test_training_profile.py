@@ -43,7 +43,7 @@ def test_every_side_of_a_model_is_listed(
     assert accelerated.startswith("timm after accelerate")
     for part in (ours, accelerated):
         assert "`mobilevit.separable_attn_backward`" in part
-        assert "`mobilevit.pointwise_conv2d_backward`" in part
+        assert "`mobilevit.depthwise_conv2d_backward`" in part
     assert "mobilevit." not in plain
     for part in (ours, plain, accelerated):
         assert "| whole step |" in part
