@@ -7,7 +7,7 @@
 
 #include "cpu/matrix_unit.h"
 #include "cpu/token_io.h"
-#include "cpu/token_rows.h"
+#include "cpu/token_tiles.h"
 #include "cpu/unfold_attn_fold_task.h"
 
 #include <algorithm>
@@ -105,8 +105,8 @@ class AttentionBackwardOnUnit {
   }
 
   void load(const Task& task) {
-    load_rows(task, 1, keys_);
-    load_rows(task, 2, values_);
+    load_rows(qkv_rows(task, 1), keys_);
+    load_rows(qkv_rows(task, 2), values_);
     load_panels(qkv_rows(task, 0), query_panels_, score_sign<float>(args_.shape));
     load_panels(grad_out_rows(task), grad_out_panels_, 1.0f);
     load_pairs(qkv_rows(task, 0), query_pairs_);
@@ -120,23 +120,15 @@ class AttentionBackwardOnUnit {
     if (!direct_) load_delta(task);
     std::fill_n(grad_query_lanes_, columns_ * padded_, 0.0f);
   }
-  void load_rows(const Task& task, int64_t part, Pair* rows) { load_rows(qkv_rows(task, part), rows); }
   void load_rows(const TokenRows<const c10::BFloat16>& tokens, Pair* rows) {
-    CPU_CAPABILITY::load_rows(tokens, 0, tokens_, rows, depth_);
-    std::fill(rows + tokens_ * depth_, rows + padded_ * depth_, Pair{});
+    load_padded_rows(tokens, 0, tokens_, padded_, rows, depth_);
   }
-  // [padded / 32, depth, 32]
   void load_panels(const TokenRows<const c10::BFloat16>& tokens, Pair* panels, float sign) {
     load_rows(tokens, rows_);
-    for (int64_t first = 0; first < padded_; first += kPackedColumns) {
-      tokens_to_lanes(
-          rows_ + first * depth_, depth_, kPackedColumns, depth_, panels + first * depth_, kPackedColumns, sign);
-    }
+    rows_to_panels(rows_, padded_, depth_, sign, panels);
   }
-  // [padded / 2, columns]
   void load_pairs(const TokenRows<const c10::BFloat16>& tokens, Pair* pairs) {
-    load_pairs_of_rows(tokens, tokens_, pairs, columns_);
-    std::fill(pairs + (tokens_ + 1) / 2 * columns_, pairs + padded_ / 2 * columns_, Pair{});
+    load_padded_pairs(tokens, tokens_, padded_, pairs, columns_);
   }
 
   // delta = out . grad_out of every token, where one block does not have all keys.

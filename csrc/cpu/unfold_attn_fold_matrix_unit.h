@@ -6,7 +6,7 @@
 
 #include "cpu/matrix_unit.h"
 #include "cpu/token_io.h"
-#include "cpu/token_rows.h"
+#include "cpu/token_tiles.h"
 #include "cpu/unfold_attn_fold_task.h"
 
 #include <algorithm>
@@ -63,8 +63,9 @@ struct SoftmaxRows {
       int64_t key = 0;
       // max returns its second operand where one is NaN.
       for (; key + kLanes <= keys; key += kLanes) result = _mm512_max_ps(_mm512_loadu_ps(scores + key), result);
-      if (key < keys)
+      if (key < keys) {
         result = _mm512_max_ps(_mm512_mask_loadu_ps(lowest, lanes_mask(keys - key), scores + key), result);
+      }
       maxima[row] = result;
     }
     return joined_lanes(maxima, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
@@ -174,25 +175,15 @@ class AttentionForwardOnUnit {
   float* scores(int64_t step) const { return scores_[step % 2]; }
 
   void load_keys(const Task& task) {
-    load_rows(rows(task, 1), 0, tokens_, rows_, depth_);
-    std::fill(rows_ + tokens_ * depth_, rows_ + keys_ * depth_, Pair{});
-    for (int64_t key = 0; key < keys_; key += kPackedColumns) {
-      tokens_to_lanes(
-          rows_ + key * depth_, depth_, kPackedColumns, depth_, key_panels_ + key * depth_, kPackedColumns,
-          score_sign<float>(args_.shape));
-    }
+    load_padded_rows(rows(task, 1), 0, tokens_, keys_, rows_, depth_);
+    rows_to_panels(rows_, keys_, depth_, score_sign<float>(args_.shape), key_panels_);
   }
-  void load_values(const Task& task) {
-    load_pairs_of_rows(rows(task, 2), tokens_, value_pairs_, columns_);
-    std::fill(value_pairs_ + (tokens_ + 1) / 2 * columns_, value_pairs_ + keys_ / 2 * columns_, Pair{});
-  }
+  void load_values(const Task& task) { load_padded_pairs(rows(task, 2), tokens_, keys_, value_pairs_, columns_); }
 
   // The rows of queries that a step needs and the one before it had not.
   void begin_scores(const Task& task, int64_t step) {
     if (step % key_blocks_ != 0) return;
-    Pair* target = query_rows(step);
-    load_rows(rows(task, 0), first_query(step), queries(step), target, depth_);
-    std::fill(target + queries(step) * depth_, target + padded_queries(step) * depth_, Pair{});
+    load_padded_rows(rows(task, 0), first_query(step), queries(step), padded_queries(step), query_rows(step), depth_);
   }
 
   // A panel of keys.

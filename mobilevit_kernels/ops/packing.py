@@ -156,8 +156,8 @@ def depthwise_convolution_size(channels: int, dtype: torch.dtype = torch.float32
 
 def linear_size(outputs: int, inputs: int, dtype: torch.dtype = torch.float32) -> int:
     """Elements that the packed parameters of a linear layer have."""
-    padded = -(-inputs // TILE_INPUTS) * TILE_INPUTS if dtype == torch.bfloat16 else inputs
-    return -(-outputs // PANEL) * PANEL * padded + _vector_size(outputs, dtype)
+    padded = _round_up(inputs, TILE_INPUTS) if dtype == torch.bfloat16 else inputs
+    return _round_up(outputs, PANEL) * padded + _vector_size(outputs, dtype)
 
 
 def convolution_size(
@@ -187,7 +187,11 @@ def packed_size(
 
 
 def _vector_size(size: int, dtype: torch.dtype) -> int:
-    return -(-size // PANEL) * PANEL * (2 if dtype == torch.bfloat16 else 1)
+    return _round_up(size, PANEL) * (2 if dtype == torch.bfloat16 else 1)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _paired_inputs(inputs: int, dtype: torch.dtype) -> int:
