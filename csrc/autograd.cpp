@@ -188,34 +188,41 @@ class PointwiseConv2d : public torch::autograd::Function<PointwiseConv2d> {
  public:
   static constexpr bool is_traceable = true;
 
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, bool);
+
   static at::Tensor forward(
-      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
-    static const auto op =
-        find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&)>("mobilevit::pointwise_conv2d");
+      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+      bool silu_input) {
+    static const auto op = find_op<Signature>("mobilevit::pointwise_conv2d");
     const at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x, weight});
+    ctx->saved_data["silu_input"] = silu_input;
     ctx->saved_data["needs"] = c10::List<bool>({requires_grad(x), requires_grad(weight), requires_grad(bias)});
-    return op.call(x, weight, bias);
+    return op.call(x, weight, bias, silu_input);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     static const auto op = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-        const at::Tensor&, const at::Tensor&, const at::Tensor&, std::array<bool, 3>)>(
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, std::array<bool, 3>)>(
         "mobilevit::pointwise_conv2d_backward");
     const variable_list saved = ctx->get_saved_variables();
+    const bool silu_input = ctx->saved_data["silu_input"].toBool();
     const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
     const std::array<bool, 3> mask = {needs[0], needs[1], needs[2]};
-    const auto [x, weight, bias] = run_backward([&] { return op.call(grads[0], saved[0], saved[1], mask); });
-    return {needs[0] ? x : at::Tensor(), needs[1] ? weight : at::Tensor(), needs[2] ? bias : at::Tensor()};
+    const auto [x, weight, bias] =
+        run_backward([&] { return op.call(grads[0], saved[0], saved[1], silu_input, mask); });
+    return {needs[0] ? x : at::Tensor(), needs[1] ? weight : at::Tensor(), needs[2] ? bias : at::Tensor(), {}};
   }
 };
 
-at::Tensor pointwise_conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
-  if (want_gradient("mobilevit::pointwise_conv2d", x, weight, bias)) return PointwiseConv2d::apply(x, weight, bias);
-  static const auto op =
-      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&)>("mobilevit::pointwise_conv2d");
+at::Tensor pointwise_conv2d(
+    const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, bool silu_input) {
+  if (want_gradient("mobilevit::pointwise_conv2d", x, weight, bias)) {
+    return PointwiseConv2d::apply(x, weight, bias, silu_input);
+  }
+  static const auto op = find_op<PointwiseConv2d::Signature>("mobilevit::pointwise_conv2d");
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(x, weight, bias);
+  return op.call(x, weight, bias, silu_input);
 }
 
 // Saves x and the weight.

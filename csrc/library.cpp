@@ -39,9 +39,9 @@ TORCH_LIBRARY(mobilevit, m) {
       tags);
 
   // Convolutions of training on the CPU.
-  m.def("pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", tags);
+  m.def("pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias=None, bool silu_input=False) -> Tensor", tags);
   m.def(
-      "pointwise_conv2d_backward(Tensor grad_out, Tensor x, Tensor weight, bool[3] output_mask) "
+      "pointwise_conv2d_backward(Tensor grad_out, Tensor x, Tensor weight, bool silu_input, bool[3] output_mask) "
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
       tags);
   m.def("depthwise_conv2d(Tensor x, Tensor weight, int stride=1, int dilation=1) -> Tensor", tags);

@@ -4,41 +4,56 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels import _C
-from mobilevit_kernels.models.fused_layers import compute_dtype, has_hooks, on_cpu_kernels
+from mobilevit_kernels.models.fused_layers import compute_dtype, has_hooks, is_silu, on_cpu_kernels
 from mobilevit_kernels.ops import depthwise_conv2d, pointwise_conv2d
 
 
-def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """``conv(x)``, in training on the CPU as an op of this package where there is one.
+def convolve(x: Tensor, conv: nn.Conv2d, act: nn.Module | None = None) -> Tensor:
+    """``conv(x)`` or ``conv(act(x))``, in training on the CPU as an op of this package where there is one.
 
-    1x1 convolutions run as :func:`mobilevit_kernels.ops.pointwise_conv2d`, 3x3 depthwise ones as
-    :func:`mobilevit_kernels.ops.depthwise_conv2d`.
+    1x1 convolutions run as :func:`mobilevit_kernels.ops.pointwise_conv2d`, which takes SiLU before them along, 3x3
+    depthwise ones as :func:`mobilevit_kernels.ops.depthwise_conv2d`.
 
     Other kernels, modules with hooks, other devices, evaluation and the backend "reference" take the module itself.
 
     Args:
         x: ``[B, C, H, W]``.
         conv: the convolution.
+        act: the activation before it.
     """
-    if x.dim() == 4 and _runs_here(x, conv, nn.Conv2d):
-        if _is_pointwise(conv) and not _on_matrix_unit(x):
-            return pointwise_conv2d(x, conv.weight, conv.bias)
-        if _is_depthwise(conv):
-            return depthwise_conv2d(x, conv.weight, conv.stride[0], conv.dilation[0])
+    if _is_pointwise(conv) and _is_product(x, conv, nn.Conv2d):
+        return _product(x, conv, act)
+    if act is not None:
+        x = act(x)
+    if x.dim() == 4 and _runs_here(x, conv, nn.Conv2d) and _is_depthwise(conv):
+        return depthwise_conv2d(x, conv.weight, conv.stride[0], conv.dilation[0])
     return conv(x)
 
 
-def project(tokens: Tensor, linear: nn.Module) -> Tensor:
-    """``linear(tokens)``, on the same terms as a 1x1 convolution in :func:`convolve`.
+def project(tokens: Tensor, linear: nn.Module, act: nn.Module | None = None) -> Tensor:
+    """``linear(tokens)`` or ``linear(act(tokens))``, on the same terms as a 1x1 convolution in :func:`convolve`.
 
     Args:
         tokens: ``[B, H, W, C]``.
         linear: the linear layer; any other module is called.
+        act: the activation before it.
     """
-    if tokens.dim() == 4 and _runs_here(tokens, linear, nn.Linear) and not _on_matrix_unit(tokens):
+    if _is_product(tokens, linear, nn.Linear):
         assert isinstance(linear, nn.Linear)
-        return pointwise_conv2d(tokens.permute(0, 3, 1, 2), linear.weight, linear.bias).permute(0, 2, 3, 1)
-    return linear(tokens)
+        return _product(tokens.permute(0, 3, 1, 2), linear, act).permute(0, 2, 3, 1)
+    return linear(tokens if act is None else act(tokens))
+
+
+def _is_product(x: Tensor, layer: nn.Module, kind: type[nn.Module]) -> bool:
+    return x.dim() == 4 and _runs_here(x, layer, kind) and not _on_matrix_unit(x)
+
+
+def _product(x: Tensor, layer: nn.Conv2d | nn.Linear, act: nn.Module | None) -> Tensor:
+    if act is None:
+        return pointwise_conv2d(x, layer.weight, layer.bias)
+    if is_silu(act) and not has_hooks(act):
+        return pointwise_conv2d(x, layer.weight, layer.bias, silu_input=True)
+    return pointwise_conv2d(act(x), layer.weight, layer.bias)
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:

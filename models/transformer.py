@@ -29,7 +29,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, H, W, C]`` -> ``[B, H, W, C]``."""
-        return self.drop(project(self.act(project(x, self.fc1)), self.fc2))
+        return self.drop(project(project(x, self.fc1), self.fc2, self.act))
 
 
 class ConvMlp(nn.Module):
@@ -50,7 +50,7 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H, W]``."""
-        return self.drop(convolve(self.act(convolve(x, self.fc1)), self.fc2))
+        return self.drop(convolve(convolve(x, self.fc1), self.fc2, self.act))
 
 
 class TransformerLayer(nn.Module):

@@ -17,11 +17,12 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-PointwiseShape shape_of(const at::Tensor& x, const at::Tensor& weight) {
-  return {x.size(0) * x.size(2) * x.size(3), x.size(1), weight.size(0), x.scalar_type()};
+PointwiseShape shape_of(const at::Tensor& x, const at::Tensor& weight, bool silu_input) {
+  return {x.size(0) * x.size(2) * x.size(3), x.size(1), weight.size(0), x.scalar_type(), silu_input};
 }
 
-at::Tensor pointwise_conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
+at::Tensor pointwise_conv2d(
+    const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, bool silu_input) {
   check_pointwise_conv2d(x, weight, bias);
   const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast), matrix = weight.contiguous();
   const bool has_bias = bias.has_value() && bias->defined();
@@ -29,20 +30,21 @@ at::Tensor pointwise_conv2d(const at::Tensor& x, const at::Tensor& weight, const
   const at::Tensor out = empty_map(x, weight.size(0));
   if (out.numel() > 0) {
     run_pointwise_conv2d_forward(
-        {shape_of(x, weight), map.const_data_ptr(), matrix.const_data_ptr(),
+        {shape_of(x, weight, silu_input), map.const_data_ptr(), matrix.const_data_ptr(),
          has_bias ? vector.const_data_ptr() : nullptr, out.mutable_data_ptr()});
   }
   return out;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
-    const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, std::array<bool, 3> output_mask) {
+    const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, bool silu_input,
+    std::array<bool, 3> output_mask) {
   check_pointwise_conv2d(x, weight, {});
   const std::array<int64_t, 4> sizes = {x.size(0), weight.size(0), x.size(2), x.size(3)};
   check_saved("grad_out", grad_out, sizes, x.scalar_type(), x);
   const auto [want_x, want_weight, want_bias] = output_mask;
-  // The map is read for the weight's gradient alone.
-  const at::Tensor map = want_weight ? x.contiguous(at::MemoryFormat::ChannelsLast) : x,
+  const bool reads_x = want_weight || silu_input;
+  const at::Tensor map = reads_x ? x.contiguous(at::MemoryFormat::ChannelsLast) : x,
                    grad_map = grad_out.contiguous(at::MemoryFormat::ChannelsLast), matrix = weight.contiguous();
   const at::Tensor grad_x = want_x ? empty_map(x, x.size(1)) : at::empty({0}, x.options());
   const bool empty = grad_out.numel() == 0;
@@ -56,7 +58,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
   const auto wanted = [](bool want, const at::Tensor& grad) { return want ? grad.mutable_data_ptr() : nullptr; };
   if (!empty) {
     run_pointwise_conv2d_backward(
-        {shape_of(x, weight), grad_map.const_data_ptr(), map.const_data_ptr(), matrix.const_data_ptr(),
+        {shape_of(x, weight, silu_input), grad_map.const_data_ptr(), map.const_data_ptr(), matrix.const_data_ptr(),
          wanted(want_x, grad_x), wanted(want_weight, grad_weight), wanted(want_bias, grad_bias)});
   }
   return {grad_x, grad_weight.to(x.scalar_type()), grad_bias.to(x.scalar_type())};

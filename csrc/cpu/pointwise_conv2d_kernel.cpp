@@ -1,5 +1,6 @@
 // A 1x1 convolution as matrix products on the rows of an NHWC map, with its gradients.
 //   out = x weight^T + bias        grad_x = grad_out weight        grad_weight = grad_out^T x
+// or of SiLU(x) in place of x, which is computed as the rows are read, so that no map of it exists.
 // Backward, the rows are cut into segments, fixed by the shape: a thread takes a segment in chunks, whose grad_x and
 // share of grad_weight are computed while they are in its cache. Each segment has sums of its own, added in order.
 #include "cpu/pointwise_conv2d_kernel.h"
@@ -18,6 +19,31 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
+// to[0, n) = SiLU of from[0, n)
+template <typename W, typename From>
+inline void silu_row(const From* from, W* to, int64_t n) {
+  using A = acc_t<W>;
+  constexpr int64_t kLanes = Vec<A>::size();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = std::min(kLanes, n - i);
+    const Vec<A> x = load_as<A>(from + i, lanes);
+    store_as(x * sigmoid<W>(x), to + i, lanes);
+  }
+}
+
+// grad[0, n) *= the derivative of SiLU at x[0, n)
+template <typename W, typename From>
+inline void differentiate_silu_row(const From* x, W* grad, int64_t n) {
+  using A = acc_t<W>;
+  constexpr int64_t kLanes = Vec<A>::size();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = std::min(kLanes, n - i);
+    const Vec<A> value = load_as<A>(x + i, lanes), gate = sigmoid<W>(value);
+    const Vec<A> slope = gate * at::vec::fmadd(value, Vec<A>(1) - gate, Vec<A>(1));
+    store_as(load_as<A>(grad + i, lanes) * slope, grad + i, lanes);
+  }
+}
+
 // Rows of a dense matrix of some dtype, as rows of W.
 template <typename W>
 struct Rows {
@@ -31,9 +57,21 @@ struct Rows {
   bool in_place() const { return dtype == c10::CppTypeToScalarType<W>::value; }
   W* at(int64_t row) const { return static_cast<W*>(data) + row * width; }
 
-  void read(int64_t first, int64_t count, W* rows, int64_t stride) const {
+  // With silu: SiLU of the rows.
+  void read(int64_t first, int64_t count, bool silu, W* rows, int64_t stride) const {
     with_elements([&](auto* elements) {
-      for (int64_t i = 0; i < count; ++i) convert_row(elements + (first + i) * width, rows + i * stride, width);
+      for (int64_t i = 0; i < count; ++i) {
+        const auto* row = elements + (first + i) * width;
+        silu ? silu_row(row, rows + i * stride, width) : convert_row(row, rows + i * stride, width);
+      }
+    });
+  }
+  // Turns gradients of SiLU of the rows into those of the rows.
+  void differentiate_silu(int64_t first, int64_t count, W* grads, int64_t stride) const {
+    with_elements([&](auto* elements) {
+      for (int64_t i = 0; i < count; ++i) {
+        differentiate_silu_row(elements + (first + i) * width, grads + i * stride, width);
+      }
     });
   }
   void write(int64_t first, int64_t count, const W* rows, int64_t stride) const {
@@ -72,7 +110,7 @@ class PackedMatrix {
     const W* matrix = weight.at(0);
     if (!weight.in_place()) {
       W* target = converted.take(0);
-      weight.read(0, weight_rows, target, weight.width);
+      weight.read(0, weight_rows, false, target, weight.width);
       matrix = target;
     }
     if (transposed) {
@@ -84,13 +122,16 @@ class PackedMatrix {
     if (bias != nullptr) convert_row(static_cast<const A*>(bias), bias_, columns_);
   }
 
-  // Rows [first, first + count) of c; through memory where c is of another dtype.
+  // Rows [first, first + count) of c; through memory where c is of another dtype. finish(rows, stride) changes them.
+  template <typename Finish>
   void multiply(
       int64_t count, const W* a, int64_t a_stride, const Rows<W>& c, int64_t first, W* memory, int64_t stride,
-      Products<Factor>& products) const {
-    if (c.in_place()) return multiply(count, a, a_stride, c.at(first), columns_, products);
-    multiply(count, a, a_stride, memory, stride, products);
-    c.write(first, count, memory, stride);
+      Products<Factor>& products, const Finish& finish) const {
+    W* rows = c.in_place() ? c.at(first) : memory;
+    const int64_t row_stride = c.in_place() ? columns_ : stride;
+    multiply(count, a, a_stride, rows, row_stride, products);
+    finish(rows, row_stride);
+    if (!c.in_place()) c.write(first, count, rows, row_stride);
   }
 
  private:
@@ -125,8 +166,8 @@ void forward(const PointwiseConv2d& args) {
     Products<factor_t<W>> products;
     for (; tile < end; ++tile) {
       const int64_t first = tile * kTileRows, count = std::min(kTileRows, shape.rows - first);
-      x.read(first, count, rows, stride);
-      matrix.multiply(count, rows, stride, out, first, result, shape.outputs, products);
+      x.read(first, count, shape.silu_input, rows, stride);
+      matrix.multiply(count, rows, stride, out, first, result, shape.outputs, products, [](W*, int64_t) {});
     }
   });
 }
@@ -204,18 +245,22 @@ class Backward {
 
   struct Chunk {
     explicit Chunk(const Backward& kernel)
-        : memory(kernel.chunk_ * (2 * kernel.x_stride_ + 2 * kernel.grad_stride_) + kernel.zeros_width() + 256),
+        : memory(
+              kernel.chunk_ * (2 * kernel.x_stride_ + 2 * kernel.grad_stride_) + kernel.zeros_width() +
+              2 * kernel.x_stride_ + 256),
           x(memory.take(kernel.chunk_ * kernel.x_stride_)),
           grad_out(memory.take(kernel.chunk_ * kernel.grad_stride_)),
           grad_rows(memory.take(kernel.chunk_ * kernel.grad_stride_)),
           grad_x(memory.take(kernel.chunk_ * kernel.x_stride_)),
-          zeros(memory.take(kernel.zeros_width())) {
+          zeros(memory.take(kernel.zeros_width())),
+          pair(memory.take(2 * kernel.x_stride_)) {
       std::fill_n(zeros, kernel.zeros_width(), W(0));
       pad_rows(grad_rows, kernel.chunk_, kernel.shape_.outputs, kernel.grad_stride_);
     }
 
     Workspace<W> memory;
     W *x, *grad_out, *grad_rows, *grad_x, *zeros;
+    W* pair;  // two rows of SiLU(x)
     Products<Factor> products;
   };
 
@@ -229,25 +274,33 @@ class Backward {
     const int64_t end = segment_begin(segment + 1);
     for (int64_t first = segment_begin(segment); first < end; first += chunk_) {
       const int64_t count = std::min(chunk_, end - first);
-      const Operand grad_out = read(grad_out_, first, count, chunk.grad_out, grad_stride_, chunk.zeros);
+      const Operand grad_out = read(grad_out_, first, count, false, chunk.grad_out, grad_stride_, chunk);
       if (matrix != nullptr) {
         const auto [rows, stride] = padded(grad_out, count, chunk.grad_rows);
-        matrix->multiply(count, rows, stride, grad_x_, first, chunk.grad_x, x_stride_, chunk.products);
+        const auto finish = [&](W* grads, int64_t grads_stride) {
+          if (shape_.silu_input) x_.differentiate_silu(first, count, grads, grads_stride);
+        };
+        matrix->multiply(count, rows, stride, grad_x_, first, chunk.grad_x, x_stride_, chunk.products, finish);
       }
       if (want_bias) add_rows(grad_out, count, bias_sums);
       if (!want_weight) continue;
-      const Operand x = read(x_, first, count, chunk.x, x_stride_, chunk.zeros);
+      const Operand x = read(x_, first, count, shape_.silu_input, chunk.x, x_stride_, chunk);
       add_products(grad_out, x, count, sums, chunk.products);
     }
   }
 
   Operand read(
-      const Rows<W>& map, int64_t first, int64_t count, W* memory, int64_t stride,
-      [[maybe_unused]] const W* zeros) const {
+      const Rows<W>& map, int64_t first, int64_t count, bool silu, W* memory, int64_t stride,
+      [[maybe_unused]] const Chunk& chunk) const {
     if constexpr (kPairs) {
       auto* pairs = reinterpret_cast<Factor*>(memory);
       for (int64_t i = 0; i < count; i += 2) {
-        const W *row = map.at(first + i), *next = i + 1 < count ? row + map.width : zeros;
+        const W* row = map.at(first + i);
+        if (silu) {
+          map.read(first + i, std::min<int64_t>(2, count - i), true, chunk.pair, map.width);
+          row = chunk.pair;
+        }
+        const W* next = i + 1 < count ? row + map.width : chunk.zeros;
         for (int64_t c = 0; c < map.width; c += Vec<A>::size()) {
           store_pairs(row + c, next + c, map.width - c, pairs + i / 2 * stride + c);
         }
@@ -256,7 +309,7 @@ class Backward {
       std::fill(pairs + used * stride, pairs + padded * stride, Factor{});
       return {map.at(first), map.width, pairs, stride};
     } else {
-      map.read(first, count, memory, stride);
+      map.read(first, count, silu, memory, stride);
       return {memory, stride, memory, stride};
     }
   }

@@ -8,6 +8,7 @@ namespace mobilevit::cpu {
 struct PointwiseShape {
   int64_t rows, inputs, outputs;
   at::ScalarType dtype;  // of the maps and the weight [outputs, inputs]
+  bool silu_input;       // SiLU of x comes first
 };
 
 // The bias is in the accumulation type, or null.

@@ -35,8 +35,10 @@ class AcceleratedMlp(Mlp):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps tokens ``[B, H, W, C]`` to tokens."""
-        x = self.norm(self.drop1(self.act(project(x, self.fc1))))
-        return self.drop2(project(x, self.fc2))
+        x = project(x, self.fc1)
+        if _does_nothing(self.drop1) and _does_nothing(self.norm):
+            return self.drop2(project(x, self.fc2, self.act))
+        return self.drop2(project(self.norm(self.drop1(self.act(x))), self.fc2))
 
 
 class AcceleratedConvMlp(ConvMlp):
@@ -44,7 +46,14 @@ class AcceleratedConvMlp(ConvMlp):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, C, H, W]`` to ``[B, C, H, W]``."""
-        return convolve(self.drop(self.act(self.norm(convolve(x, self.fc1)))), self.fc2)
+        x = self.norm(convolve(x, self.fc1))
+        if _does_nothing(self.drop):
+            return convolve(x, self.fc2, self.act)
+        return convolve(self.drop(self.act(x)), self.fc2)
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    return (is_plain(module, nn.Dropout) and module.p == 0) or is_plain(module, nn.Identity)
 
 
 # timm's class -> ours.

@@ -23,9 +23,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def counted(kind: str) -> Callable[..., Tensor]:
         op = getattr(module, kind)
 
-        def call(*args: object) -> Tensor:
-            seen.append(kind)
-            return op(*args)
+        def call(*args: object, **options: object) -> Tensor:
+            seen.append(" ".join([kind, *options]))
+            return op(*args, **options)
 
         return call
 
@@ -34,14 +34,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def apply(x: Tensor, layer: nn.Module) -> Tensor:
-    return project(x, layer) if isinstance(layer, nn.Linear) else convolve(x, layer)  # type: ignore[arg-type]
+def apply(x: Tensor, layer: nn.Module, act: nn.Module | None = None) -> Tensor:
+    run: Callable[..., Tensor] = project if isinstance(layer, nn.Linear) else convolve
+    return run(x, layer, act)
 
 
-def step(x: Tensor, layer: nn.Module) -> list[Tensor]:
+def step(x: Tensor, layer: nn.Module, act: nn.Module | None = None) -> list[Tensor]:
     """Output and gradients."""
     leaves = [x.clone().requires_grad_(), *layer.parameters()]
-    out = apply(leaves[0], layer)
+    out = apply(leaves[0] * 1, layer, act)
     weights = torch.linspace(-1, 2, out.numel()).reshape(out.shape).sin()
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
@@ -69,6 +70,43 @@ def test_same_as_the_module(name: str, calls: list[str]) -> None:
     assert calls == [kind]
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def watched(act: nn.Module) -> nn.Module:
+    act.register_forward_hook(lambda *args: None)
+    return act
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "SiLU": (nn.SiLU, True),
+    "SiLU in place": (lambda: nn.SiLU(inplace=True), True),
+    "GELU": (nn.GELU, False),
+    "watched SiLU": (lambda: watched(nn.SiLU()), False),
+    "nothing": (nn.Identity, False),
+}
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_activation_before_the_layer(name: str, act: str, calls: list[str]) -> None:
+    (make, kind), (make_act, is_part) = LAYERS[name], ACTIVATIONS[act]
+    layer = make()
+    x = torch.randn(3, 8, 7, 6) if isinstance(layer, nn.Linear) else torch.randn(3, 6, 8, 7)
+    actual = step(x.sin(), layer, make_act())
+    assert calls == ([f"{kind} silu_input"] if is_part and kind == "pointwise_conv2d" else [kind])
+    with mobilevit_kernels.use_backend("reference"):
+        expected = step(x.sin(), layer, make_act())
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_watched_activation_is_called(calls: list[str]) -> None:
+    seen: list[object] = []
+    act = nn.SiLU()
+    act.register_forward_hook(lambda *args: seen.append(act))
+    convolve(torch.randn(1, 6, 4, 4), nn.Conv2d(6, 10, 1), act)
+    assert seen == [act]
+    assert calls == ["pointwise_conv2d"]
 
 
 OTHERS = {
@@ -147,7 +185,7 @@ def test_a_whole_model_trains_on_them(name: str, calls: list[str]) -> None:
     model = create_model(name, num_classes=7).train()
     plain, x = copy.deepcopy(model), torch.randn(2, 3, 64, 64)
     model(x).sum().backward()
-    assert set(calls) == set(KINDS)
+    assert set(calls) == {*KINDS, "pointwise_conv2d silu_input"}
     assert all(parameter.grad is not None for parameter in model.parameters())
     count = len(calls)
     with mobilevit_kernels.use_backend("reference"):

@@ -37,48 +37,56 @@ class Problem:
     """The map ``[B, C, H, W]``, the weight ``[O, C, 1, 1]``, and perhaps the bias ``[O]``."""
 
     tensors: tuple[Tensor, ...]
+    silu: bool = False
 
     @classmethod
     def random(
-        cls, size: tuple[int, ...], dtype: torch.dtype = torch.float32, bias: bool = True
+        cls,
+        size: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        bias: bool = True,
+        silu: bool = False,
     ) -> "Problem":
         batch, channels, outputs, height, width = size
         x = torch.randn(batch, channels, height, width, dtype=dtype)
         weight = torch.randn(outputs, channels, 1, 1, dtype=dtype) * channels**-0.5
         vector = (torch.randn(outputs, dtype=dtype),) if bias else ()
-        return cls((x.contiguous(memory_format=torch.channels_last), weight, *vector))
+        return cls((x.contiguous(memory_format=torch.channels_last), weight, *vector), silu)
 
     def fused(self) -> Tensor:
-        return ops.pointwise_conv2d(*self.tensors)
+        return ops.pointwise_conv2d(*self.tensors, silu_input=self.silu)
 
     def reference(self) -> Tensor:
-        return reference.pointwise_conv2d(*self.tensors)
+        return reference.pointwise_conv2d(*self.tensors, silu_input=self.silu)
 
     def baseline(self) -> Tensor:
-        return F.conv2d(*self.tensors)
+        x, *parameters = self.tensors
+        return F.conv2d(F.silu(x) if self.silu else x, *parameters)
 
     def gradients(self, function: Any, grad_out: Tensor) -> list[Tensor]:
         leaves = [tensor.detach().clone().requires_grad_() for tensor in self.tensors]
-        return list(torch.autograd.grad(function(Problem(tuple(leaves))), leaves, grad_out))
+        return list(torch.autograd.grad(function(replace(self, tensors=tuple(leaves))), leaves, grad_out))
 
     def map_tensors(self, function: Any) -> "Problem":
-        return Problem(tuple(function(tensor) for tensor in self.tensors))
+        return replace(self, tensors=tuple(function(tensor) for tensor in self.tensors))
 
     def redrawn(self) -> "Problem":
         x, weight = self.tensors[:2]
         batch, channels, height, width = x.shape
         return Problem.random(
-            (batch, channels, weight.shape[0], height, width), x.dtype, len(self.tensors) == 3
+            (batch, channels, weight.shape[0], height, width), x.dtype, len(self.tensors) == 3, self.silu
         )
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize(
+    ("bias", "silu"), [(True, False), (False, False), (True, True)], ids=["bias", "plain", "silu"]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_error_rule(size: tuple[int, ...], dtype: torch.dtype, bias: bool, threads: int) -> None:
+def test_error_rule(size: tuple[int, ...], dtype: torch.dtype, bias: bool, silu: bool, threads: int) -> None:
     torch.set_num_threads(threads)
-    problem = Problem.random(size, dtype, bias)
+    problem = Problem.random(size, dtype, bias, silu)
     check_forward(problem)
     check_backward(problem)
 
@@ -88,9 +96,10 @@ def test_error_rule(size: tuple[int, ...], dtype: torch.dtype, bias: bool, threa
     size=st.tuples(*(st.integers(1, most) for most in (4, 70, 70, 20, 20))),
     dtype=st.sampled_from(DTYPES),
     bias=st.booleans(),
+    silu=st.booleans(),
 )
-def test_any_shape(size: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
-    problem = Problem.random(size, dtype, bias)
+def test_any_shape(size: tuple[int, ...], dtype: torch.dtype, bias: bool, silu: bool) -> None:
+    problem = Problem.random(size, dtype, bias, silu)
     check_forward(problem)
     check_backward(problem)
 
@@ -100,25 +109,28 @@ def test_long_sums_round_no_more_than_those_of_torch() -> None:
     check_backward(problem)
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("silu", [False, True])
+def test_gradcheck(silu: bool) -> None:
     leaves = [tensor.requires_grad_() for tensor in Problem.random((2, 5, 3, 3, 4), torch.float64).tensors]
-    assert torch.autograd.gradcheck(ops.pointwise_conv2d, leaves)
+    assert torch.autograd.gradcheck(ops.pointwise_conv2d, (*leaves, silu))
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype: torch.dtype, bias: bool) -> None:
     problem = Problem.random((2, 20, 12, 4, 6), dtype, bias)
-    torch.library.opcheck(OP, [t.requires_grad_() for t in problem.tensors])
-    x, weight = (tensor.detach() for tensor in problem.tensors[:2])
-    for mask in ([True, True, bias], [False, True, False], [True, False, False]):
-        torch.library.opcheck(BACKWARD, (torch.randn(2, 12, 4, 6, dtype=dtype), x, weight, mask))
+    x, weight, vector = (*(tensor.requires_grad_() for tensor in problem.tensors), None)[:3]
+    grad_out = torch.randn(2, 12, 4, 6, dtype=dtype)
+    for silu in (False, True):
+        torch.library.opcheck(OP, (x, weight, vector, silu))
+        for mask in ([True, True, bias], [False, True, False], [True, False, False]):
+            torch.library.opcheck(BACKWARD, (grad_out, x.detach(), weight.detach(), silu, mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [2, 3])
 def test_bits_do_not_depend_on_threads(threads: int, dtype: torch.dtype) -> None:
-    problem = Problem.random((2, 40, 24, 61, 30), dtype)
+    problem = Problem.random((2, 40, 24, 61, 30), dtype, silu=True)
     torch.set_num_threads(1)
     expected = everything(problem)
     torch.set_num_threads(threads)
@@ -145,22 +157,26 @@ def test_strides_of_weight_and_of_the_gradient() -> None:
     matrix = weight[:, :, 0, 0].t().contiguous().t()
     assert torch.equal(ops.pointwise_conv2d(x, matrix, bias), ops.pointwise_conv2d(x, weight, bias))
     grad_out = torch.randn(2, 12, 6, 8).contiguous(memory_format=torch.channels_last)
-    expected = BACKWARD(grad_out, x, weight, (True, True, True))
-    assert_same_bits(list(BACKWARD(grad_out.contiguous(), x, weight, (True, True, True))), list(expected))
+    for silu in (False, True):
+        expected = BACKWARD(grad_out, x, weight, silu, (True, True, True))
+        other = BACKWARD(grad_out.contiguous(), x.contiguous(), weight, silu, (True, True, True))
+        assert_same_bits(list(other), list(expected))
 
 
 def test_nothing_uninitialised_is_read() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        problem = Problem.random((3, 38, 20, 5, 7), dtype)
-        expected = everything(problem)
-        with poisoned_memory():
-            assert_same_bits(everything(problem), expected)
+        for silu in (False, True):
+            problem = Problem.random((3, 38, 20, 5, 7), dtype, silu=silu)
+            expected = everything(problem)
+            with poisoned_memory():
+                assert_same_bits(everything(problem), expected)
 
 
+@pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_bad_numbers_stay_in_their_pixel(bad: float, dtype: torch.dtype) -> None:
-    problem = Problem.random((2, 20, 12, 4, 5), dtype)
+def test_bad_numbers_stay_in_their_pixel(bad: float, dtype: torch.dtype, silu: bool) -> None:
+    problem = Problem.random((2, 20, 12, 4, 5), dtype, silu=silu)
     clean, x = problem.fused(), problem.tensors[0].clone()
     x[1, 7, 2, 3] = bad
     out = replace(problem, tensors=(x, *problem.tensors[1:])).fused()
@@ -169,14 +185,24 @@ def test_bad_numbers_stay_in_their_pixel(bad: float, dtype: torch.dtype) -> None
     assert torch.equal(out, clean)
 
 
+@pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("wanted", [0, 1, 2])
-def test_only_what_is_wanted_has_a_gradient(wanted: int) -> None:
-    tensors = Problem.random((2, 8, 6, 4, 4)).tensors
-    expected = Problem(tensors).gradients(Problem.reference, torch.ones(2, 6, 4, 4))
+def test_only_what_is_wanted_has_a_gradient(wanted: int, silu: bool) -> None:
+    problem = Problem.random((2, 8, 6, 4, 4), silu=silu)
+    expected = problem.gradients(Problem.reference, torch.ones(2, 6, 4, 4))
+    tensors = problem.tensors
     tensors[wanted].requires_grad_()
-    ops.pointwise_conv2d(*tensors).sum().backward()
+    problem.fused().sum().backward()
     assert [tensor.grad is not None for tensor in tensors] == [index == wanted for index in range(3)]
     torch.testing.assert_close(tensors[wanted].grad, expected[wanted])
+
+
+def test_the_activated_map_is_not_kept() -> None:
+    x, weight, bias = (tensor.requires_grad_() for tensor in Problem.random((2, 8, 6, 4, 4)).tensors)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
+        ops.pointwise_conv2d(x, weight, bias, silu_input=True)
+    assert [tensor.data_ptr() for tensor in saved] == [x.data_ptr(), weight.data_ptr()]
 
 
 def test_empty_batch() -> None:
@@ -243,13 +269,13 @@ def test_bad_input(device: str) -> None:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_bad_input_of_backward(device: str) -> None:
     x, weight, bias = (tensor.to(device) for tensor in Problem.random((2, 8, 6, 4, 4)).tensors)
-    grad_out, mask = OP(x, weight, bias), [True, True, True]
+    grad_out, rest = OP(x, weight, bias), (False, [True, True, True])
     with pytest.raises(ValueError, match=r"^grad_out: expected \[2, 6, 4, 4\] as the forward returned, got"):
-        BACKWARD(x, x, weight, mask)
+        BACKWARD(x, x, weight, *rest)
     with pytest.raises(TypeError, match="^grad_out: expected torch.float32 as the forward returned, got"):
-        BACKWARD(grad_out.double(), x, weight, mask)
+        BACKWARD(grad_out.double(), x, weight, *rest)
     with pytest.raises(ValueError, match=r"^weight: expected \[6, 8\] or \[6, 8, 1, 1\], got"):
-        BACKWARD(grad_out, x, weight[:, :7], mask)
+        BACKWARD(grad_out, x, weight[:, :7], *rest)
 
 
 LOWER_ISA = """
@@ -259,9 +285,10 @@ from error_rule import check_backward, check_forward
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     for size in ((2, 37, 20, 9, 22), (2, 64, 30, 20, 20)):
-        problem = Problem.random(size, dtype)
-        check_forward(problem)
-        check_backward(problem)
+        for silu in (False, True):
+            problem = Problem.random(size, dtype, silu=silu)
+            check_forward(problem)
+            check_backward(problem)
 """
 
 
