@@ -225,6 +225,63 @@ at::Tensor pointwise_conv2d(
   return op.call(x, weight, bias, silu_input);
 }
 
+// Saves x, the parameters and the statistics of each channel.
+class BatchNormConv2d : public torch::autograd::Function<BatchNormConv2d> {
+ public:
+  static constexpr bool is_traceable = true;
+  using Signature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+      const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, bool, int64_t, int64_t);
+
+  static variable_list forward(
+      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias,
+      const at::Tensor& weight, double eps, bool silu, int64_t stride, int64_t dilation) {
+    static const auto op = find_op<Signature>("mobilevit::batch_norm_conv2d");
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [out, mean, var] = op.call(x, norm_weight, norm_bias, weight, eps, silu, stride, dilation);
+    ctx->save_for_backward({x, norm_weight, norm_bias, weight, mean, var});
+    ctx->mark_non_differentiable({mean, var});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["silu"] = silu;
+    ctx->saved_data["stride"] = stride;
+    ctx->saved_data["dilation"] = dilation;
+    ctx->saved_data["needs"] = c10::List<bool>(
+        {requires_grad(x), requires_grad(norm_weight), requires_grad(norm_bias), requires_grad(weight)});
+    return {out, mean, var};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto op = find_op<std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+        const at::Tensor&, const at::Tensor&, double, bool, int64_t, int64_t)>("mobilevit::batch_norm_conv2d_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    const double eps = ctx->saved_data["eps"].toDouble();
+    const bool silu = ctx->saved_data["silu"].toBool();
+    const int64_t stride = ctx->saved_data["stride"].toInt(), dilation = ctx->saved_data["dilation"].toInt();
+    const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
+    const auto [x, norm_weight, norm_bias, weight] = run_backward([&] {
+      return op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], eps, silu, stride, dilation);
+    });
+    variable_list result = {x, norm_weight, norm_bias, weight, {}, {}, {}, {}};
+    for (size_t i = 0; i < needs.size(); ++i) {
+      if (!needs[i]) result[i] = at::Tensor();
+    }
+    return result;
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_conv2d(
+    const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& weight,
+    double eps, bool silu, int64_t stride, int64_t dilation) {
+  if (want_gradient("mobilevit::batch_norm_conv2d", x, norm_weight, norm_bias, weight)) {
+    const variable_list outputs =
+        BatchNormConv2d::apply(x, norm_weight, norm_bias, weight, eps, silu, stride, dilation);
+    return {outputs[0], outputs[1], outputs[2]};
+  }
+  static const auto op = find_op<BatchNormConv2d::Signature>("mobilevit::batch_norm_conv2d");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x, norm_weight, norm_bias, weight, eps, silu, stride, dilation);
+}
+
 // Saves x and the weight.
 class DepthwiseConv2d : public torch::autograd::Function<DepthwiseConv2d> {
  public:
@@ -285,6 +342,7 @@ TORCH_LIBRARY_IMPL(mobilevit, Autograd, m) {
   m.impl("unfold_attn_fold", &unfold_attn_fold);
   m.impl("separable_attn", &separable_attn);
   m.impl("batch_norm", &batch_norm);
+  m.impl("batch_norm_conv2d", &batch_norm_conv2d);
   m.impl("pointwise_conv2d", &pointwise_conv2d);
   m.impl("depthwise_conv2d", &depthwise_conv2d);
 }

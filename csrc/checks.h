@@ -96,18 +96,26 @@ inline void check_separable_attn(
   check_bias("out_bias", out_bias, channels, x);
 }
 
-inline void check_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+inline void check_norm_vector(const char* name, const at::Tensor& vector, const at::Tensor& x) {
+  check_floating(name, vector);
+  TORCH_CHECK_VALUE(
+      vector.dim() == 1 && vector.size(0) == x.size(1) && vector.device() == x.device(), name, ": expected [",
+      x.size(1), "] on ", x.device(), ", got ", vector.sizes(), " on ", vector.device());
+}
+
+// What a BatchNorm by the statistics of the batch needs of its map.
+inline void check_normalizable(const at::Tensor& x, double eps) {
   TORCH_CHECK_VALUE(x.dim() == 4, "x: expected 4 dimensions [B, C, H, W], got ", x.dim());
   check_floating("x", x);
   TORCH_CHECK_VALUE(
       x.size(1) >= 1 && x.numel() > x.size(1), "x: expected more than one value per channel, got ", x.sizes());
-  for (const auto& [name, vector] : {std::pair("weight", weight), std::pair("bias", bias)}) {
-    check_floating(name, vector);
-    TORCH_CHECK_VALUE(
-        vector.dim() == 1 && vector.size(0) == x.size(1) && vector.device() == x.device(), name, ": expected [",
-        x.size(1), "] on ", x.device(), ", got ", vector.sizes(), " on ", vector.device());
-  }
   TORCH_CHECK_VALUE(eps >= 0, "eps: expected 0 or more, got ", eps);
+}
+
+inline void check_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+  check_normalizable(x, eps);
+  check_norm_vector("weight", weight, x);
+  check_norm_vector("bias", bias, x);
 }
 
 inline void check_map(const at::Tensor& x) {
@@ -136,6 +144,26 @@ inline void check_depthwise_conv2d(const at::Tensor& x, const at::Tensor& weight
   check_positive("dilation", dilation);
   TORCH_CHECK_VALUE(
       x.size(2) >= 1 && x.size(3) >= 1, "x: expected at least one pixel, got ", x.size(2), " x ", x.size(3));
+}
+
+inline void check_batch_norm_conv2d(
+    const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& weight,
+    double eps, int64_t stride, int64_t dilation) {
+  check_normalizable(x, eps);
+  check_norm_vector("norm_weight", norm_weight, x);
+  check_norm_vector("norm_bias", norm_bias, x);
+  const int64_t channels = x.size(1);
+  const bool pointwise = weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == channels &&
+      weight.size(2) == 1 && weight.size(3) == 1;
+  const bool depthwise = weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == 1 &&
+      weight.size(2) == 3 && weight.size(3) == 3;
+  TORCH_CHECK_VALUE(
+      pointwise || depthwise, "weight: expected [O, ", channels, ", 1, 1] or [", channels, ", 1, 3, 3], got ",
+      weight.sizes());
+  check_alike("weight", weight, x);
+  check_positive("stride", stride);
+  check_positive("dilation", dilation);
+  TORCH_CHECK_VALUE(depthwise || stride == 1, "stride: expected 1 with a kernel of one pixel, got ", stride);
 }
 
 // What a forward op returned, or its gradient, which the backward reads.

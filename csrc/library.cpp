@@ -44,6 +44,15 @@ TORCH_LIBRARY(mobilevit, m) {
       "pointwise_conv2d_backward(Tensor grad_out, Tensor x, Tensor weight, bool silu_input, bool[3] output_mask) "
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
       tags);
+  m.def(
+      "batch_norm_conv2d(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, float eps, bool silu, "
+      "int stride=1, int dilation=1) -> (Tensor out, Tensor mean, Tensor var)",
+      tags);
+  m.def(
+      "batch_norm_conv2d_backward(Tensor grad_out, Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, "
+      "Tensor mean, Tensor var, float eps, bool silu, int stride, int dilation) "
+      "-> (Tensor grad_x, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor grad_weight)",
+      tags);
   m.def("depthwise_conv2d(Tensor x, Tensor weight, int stride=1, int dilation=1) -> Tensor", tags);
   m.def(
       "depthwise_conv2d_backward(Tensor grad_out, Tensor x, Tensor weight, int stride, int dilation, "

@@ -44,6 +44,18 @@ def project(tokens: Tensor, linear: nn.Module, act: nn.Module | None = None) -> 
     return linear(tokens if act is None else act(tokens))
 
 
+def takes_norm(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether :func:`mobilevit_kernels.ops.batch_norm_conv2d` may stand for a norm of ``x`` and ``conv`` behind it.
+
+    Args:
+        x: ``[B, C, H, W]``, what the norm is given, in the dtype of the convolution.
+        conv: a convolution without bias.
+    """
+    if x.dtype != compute_dtype(x) or not _runs_here(x, conv, nn.Conv2d) or conv.bias is not None:
+        return False
+    return _is_depthwise(conv) or (_is_pointwise(conv) and not _on_matrix_unit(x))
+
+
 def _is_product(x: Tensor, layer: nn.Module, kind: type[nn.Module]) -> bool:
     return x.dim() == 4 and _runs_here(x, layer, kind) and not _on_matrix_unit(x)
 

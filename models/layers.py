@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilevit_kernels.models.conv_chain import ConvLayer, run_chain
 from mobilevit_kernels.models.convolve import convolve
+from mobilevit_kernels.models.fused_layers import has_hooks
 from mobilevit_kernels.models.norm_act import norm_act
 
 
@@ -84,6 +86,13 @@ class ConvNormAct(nn.Module):
         return norm_act(convolve(x, self.conv), self.bn, self.act)
 
 
+def conv_layer(module: nn.Module) -> ConvLayer | None:
+    """The parts of a :class:`ConvNormAct`, or None where something else, or somebody's hook, is in its place."""
+    if type(module) is not ConvNormAct or has_hooks(module):
+        return None
+    return ConvLayer(module.conv, module.bn, module.act)
+
+
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): drops a residual branch per sample and rescales the others.
 
@@ -146,7 +155,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in_channels, H, W]`` -> ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``."""
-        out = self.conv3_1x1(self.conv2_kxk(self.conv1_1x1(x)))
+        out = run_chain(x, (self.conv1_1x1, self.conv2_kxk, self.conv3_1x1), conv_layer)
         return x + self.drop_path(out) if self.has_residual else out
 
 

@@ -51,13 +51,19 @@ def fused_norm_act(x: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
     """
     assert isinstance(norm, nn.BatchNorm2d)
     out, mean, var = batch_norm(x, norm.weight, norm.bias, norm.eps, is_silu(act))
-    _update_statistics(norm, mean, var, x.numel() // x.shape[1])
+    update_statistics(norm, mean, var, x.numel() // x.shape[1])
     return out
 
 
 @torch.no_grad()
-def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Moves the running statistics towards those of a batch; the variance as an unbiased estimate."""
+def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Moves the running statistics towards those of a batch; the variance as an unbiased estimate.
+
+    Args:
+        norm: has running statistics and a momentum.
+        mean, var: of each channel, ``[C]``.
+        count: values of a channel in the batch.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.momentum is not None

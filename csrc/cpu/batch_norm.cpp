@@ -1,8 +1,7 @@
 // mobilevit::batch_norm on the CPU.
-#include "cpu/batch_norm_kernel.h"
+#include "cpu/batch_norm.h"
 
 #include "checks.h"
-#include "cpu/maps.h"
 
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -12,22 +11,14 @@
 namespace mobilevit::cpu {
 namespace {
 
-BatchNormShape shape_of(const at::Tensor& x, double eps, bool silu) {
-  return {x.size(0) * x.size(2) * x.size(3), x.size(1), eps, silu, x.scalar_type()};
-}
-
-at::Tensor vector_of(const at::Tensor& parameter, const at::Tensor& x) {
-  return parameter.to(accumulate_dtype(x)).contiguous();
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm(
     const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps, bool silu) {
   check_batch_norm(x, weight, bias, eps);
   const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast), out = empty_map(x, x.size(1));
-  const at::Tensor scale = vector_of(weight, x), shift = vector_of(bias, x);
+  const at::Tensor scale = norm_vector(weight, x), shift = norm_vector(bias, x);
   const at::Tensor mean = at::empty_like(scale), var = at::empty_like(scale);
   run_batch_norm_forward(
-      {shape_of(x, eps, silu), map.const_data_ptr(), scale.const_data_ptr(), shift.const_data_ptr(),
+      {batch_norm_shape(x, eps, silu), map.const_data_ptr(), scale.const_data_ptr(), shift.const_data_ptr(),
        out.mutable_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr()});
   return {out, mean, var};
 }
@@ -43,11 +34,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
   check_saved("var", var, {x.size(1)}, accumulate_dtype(x), x);
   const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast),
                    grad_map = grad_out.contiguous(at::MemoryFormat::ChannelsLast), grad_x = empty_map(x, x.size(1));
-  const at::Tensor scale = vector_of(weight, x), shift = vector_of(bias, x);
+  const at::Tensor scale = norm_vector(weight, x), shift = norm_vector(bias, x);
   const at::Tensor dense_mean = mean.contiguous(), dense_var = var.contiguous();
   const at::Tensor grad_weight = at::empty_like(scale), grad_bias = at::empty_like(scale);
   run_batch_norm_backward(
-      {shape_of(x, eps, silu), grad_map.const_data_ptr(), map.const_data_ptr(), scale.const_data_ptr(),
+      {batch_norm_shape(x, eps, silu), grad_map.const_data_ptr(), map.const_data_ptr(), scale.const_data_ptr(),
        shift.const_data_ptr(), dense_mean.const_data_ptr(), dense_var.const_data_ptr(), grad_x.mutable_data_ptr(),
        grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr()});
   return {grad_x, grad_weight.to(weight.scalar_type()), grad_bias.to(bias.scalar_type())};

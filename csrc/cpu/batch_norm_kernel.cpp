@@ -4,8 +4,8 @@
 // registers. Threads share blocks of rows, whose sums do not depend on the threads.
 #include "cpu/batch_norm_kernel.h"
 
+#include "cpu/activated_pixels.h"
 #include "cpu/dtypes.h"
-#include "cpu/linear.h"
 #include "cpu/token_io.h"
 #include "cpu/unfold_attn_fold_tile.h"
 
@@ -70,22 +70,6 @@ class BlockSums {
   A* data_;
 };
 
-// y = x * scale + shift of each channel.
-template <typename A>
-struct Affine {
-  std::vector<A> scale, shift;
-
-  Affine(const BatchNormShape& shape, const void* weight, const void* bias, const void* mean, const void* var)
-      : scale(shape.channels), shift(shape.channels) {
-    for (int64_t c = 0; c < shape.channels; ++c) {
-      const double deviation = std::sqrt(static_cast<const A*>(var)[c] + shape.eps);
-      const double factor = static_cast<const A*>(weight)[c] / deviation;
-      scale[c] = static_cast<A>(factor);
-      shift[c] = static_cast<A>(static_cast<const A*>(bias)[c] - static_cast<const A*>(mean)[c] * factor);
-    }
-  }
-};
-
 // A vector of channels for the rows of a strip; lanes past the end are zero.
 template <typename A, int kVectors>
 void load_strip(Vec<A> (&strip)[kVectors], const A* values, int64_t last) {
@@ -106,7 +90,8 @@ class Forward {
   void run() {
     blocks_.for_each([&](int64_t block) { measure(block); });
     join();
-    const Affine<A> affine(args_.shape, args_.weight, args_.bias, args_.mean, args_.var);
+    if (args_.out == nullptr) return;
+    const Affine<A> affine({args_.weight, args_.bias, args_.mean, args_.var, args_.shape.eps}, channels_);
     blocks_.for_each([&](int64_t block) { normalize(block, affine); });
   }
 
@@ -215,7 +200,7 @@ class Backward {
         channels_(args.shape.channels),
         blocks_(args.shape),
         sums_(blocks_, channels_),
-        affine_(args.shape, args.weight, args.bias, args.mean, args.var),
+        affine_({args.weight, args.bias, args.mean, args.var, args.shape.eps}, channels_),
         grad_mean_(channels_),
         slope_(channels_) {}
 
@@ -239,8 +224,7 @@ class Backward {
     // d, from the gradient behind the activation.
     Vec<A> gradient(int v, const Vec<A>& x, const Vec<A>& grad_out) const {
       if constexpr (!kSilu) return grad_out;
-      const Vec<A> value = at::vec::fmadd(x, scale[v], shift[v]), gate = sigmoid<T>(value);
-      return grad_out * gate * at::vec::fmadd(value, Vec<A>(1) - gate, Vec<A>(1));
+      return grad_out * silu_slope<T>(at::vec::fmadd(x, scale[v], shift[v]));
     }
   };
 

@@ -13,6 +13,7 @@ struct BatchNormShape {
   at::ScalarType dtype;
 };
 
+// out: null where the statistics alone are wanted, which need no weight and bias.
 struct BatchNorm {
   BatchNormShape shape;
   const void *x, *weight, *bias;
@@ -21,6 +22,7 @@ struct BatchNorm {
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
+// grad_x may be where grad_out is.
 struct BatchNormBackward {
   BatchNormShape shape;
   const void *grad_out, *x, *weight, *bias, *mean, *var;

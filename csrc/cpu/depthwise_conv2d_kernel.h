@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/dispatch.h"
+#include "cpu/input_activation.h"
 
 namespace mobilevit::cpu {
 
@@ -19,15 +20,17 @@ struct DepthwiseConv2d {
   DepthwiseConv2dShape shape;
   const void *x, *weight;
   void* out;
+  InputActivation activation;
 
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
-// A gradient that is not wanted is null.
+// A gradient that is not wanted is null. grad_x is the gradient before SiLU, behind the norm.
 struct DepthwiseConv2dBackward {
   DepthwiseConv2dShape shape;
   const void *grad_out, *x, *weight;
   void *grad_x, *grad_weight;
+  InputActivation activation;
 
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };

@@ -43,15 +43,16 @@ class Gather {
   Gather(std::vector<AxisTaps> rows, std::vector<AxisTaps> columns, const TapMatrix<T>& taps, int64_t channels)
       : rows_(std::move(rows)), columns_(std::move(columns)), taps_(taps), channels_(channels) {}
 
-  // Row y of the result, from one sample of the source.
-  void run(const T* source, int64_t y, T* out) const {
+  // Row y of the result, from the rows row_at(index) of one sample of the source.
+  template <typename RowAt>
+  void run(const RowAt& row_at, int64_t y, T* out) const {
     const int64_t residues = rows_.size();
     const AxisTaps& vertical = rows_[y % residues];
     Rows rows;
     for (int t = 0; t < vertical.count; ++t) {
       const int64_t row = y / residues * vertical.step + vertical.offset[t];
       if (!vertical.reads(row)) continue;
-      rows.data[rows.count] = source + row * columns_[0].source * channels_;
+      rows.data[rows.count] = row_at(row);
       rows.tap[rows.count++] = vertical.tap[t];
     }
     const int64_t count = columns_.size();

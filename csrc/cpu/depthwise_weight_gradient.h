@@ -27,12 +27,13 @@ class WeightGradient {
     right_ = whole ? columns_.right : columns_.outputs;
   }
 
-  // Row y of grad_out, with one sample of the map.
-  void run(const T* grad_out, const T* x, int64_t y, A* sums) const {
+  // Row y of grad_out, with the rows row_at(index) of one sample of the map.
+  template <typename RowAt>
+  void run(const T* grad_out, const RowAt& row_at, int64_t y, A* sums) const {
     Line line{{}, grad_out, sums};
     for (int t = 0; t < rows_.count; ++t) {
       const int64_t row = y * rows_.step + rows_.offset[t];
-      if (rows_.reads(row)) line.rows[rows_.tap[t]] = x + row * columns_.source * channels_;
+      if (rows_.reads(row)) line.rows[rows_.tap[t]] = row_at(row);
     }
     for (int64_t column = 0; column < left_; ++column) pixel(line, column);
     for (int64_t first = left_; first < right_; first += kWeightSegment) {

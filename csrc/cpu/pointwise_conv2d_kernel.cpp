@@ -1,10 +1,12 @@
 // A 1x1 convolution as matrix products on the rows of an NHWC map, with its gradients.
 //   out = x weight^T + bias        grad_x = grad_out weight        grad_weight = grad_out^T x
-// or of SiLU(x) in place of x, which is computed as the rows are read, so that no map of it exists.
+// The input may be a normalised or activated x, which is computed as the rows are read: no map of it exists. grad_x is
+// the gradient before SiLU, behind the norm.
 // Backward, the rows are cut into segments, fixed by the shape: a thread takes a segment in chunks, whose grad_x and
 // share of grad_weight are computed while they are in its cache. Each segment has sums of its own, added in order.
 #include "cpu/pointwise_conv2d_kernel.h"
 
+#include "cpu/activated_pixels.h"
 #include "cpu/grain.h"
 #include "cpu/linear.h"
 #include "cpu/packed.h"
@@ -19,31 +21,6 @@
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
 
-// to[0, n) = SiLU of from[0, n)
-template <typename W, typename From>
-inline void silu_row(const From* from, W* to, int64_t n) {
-  using A = acc_t<W>;
-  constexpr int64_t kLanes = Vec<A>::size();
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t lanes = std::min(kLanes, n - i);
-    const Vec<A> x = load_as<A>(from + i, lanes);
-    store_as(x * sigmoid<W>(x), to + i, lanes);
-  }
-}
-
-// grad[0, n) *= the derivative of SiLU at x[0, n)
-template <typename W, typename From>
-inline void differentiate_silu_row(const From* x, W* grad, int64_t n) {
-  using A = acc_t<W>;
-  constexpr int64_t kLanes = Vec<A>::size();
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t lanes = std::min(kLanes, n - i);
-    const Vec<A> value = load_as<A>(x + i, lanes), gate = sigmoid<W>(value);
-    const Vec<A> slope = gate * at::vec::fmadd(value, Vec<A>(1) - gate, Vec<A>(1));
-    store_as(load_as<A>(grad + i, lanes) * slope, grad + i, lanes);
-  }
-}
-
 // Rows of a dense matrix of some dtype, as rows of W.
 template <typename W>
 struct Rows {
@@ -57,20 +34,24 @@ struct Rows {
   bool in_place() const { return dtype == c10::CppTypeToScalarType<W>::value; }
   W* at(int64_t row) const { return static_cast<W*>(data) + row * width; }
 
-  // With silu: SiLU of the rows.
-  void read(int64_t first, int64_t count, bool silu, W* rows, int64_t stride) const {
+  void read(int64_t first, int64_t count, W* rows, int64_t stride) const {
     with_elements([&](auto* elements) {
-      for (int64_t i = 0; i < count; ++i) {
-        const auto* row = elements + (first + i) * width;
-        silu ? silu_row(row, rows + i * stride, width) : convert_row(row, rows + i * stride, width);
-      }
+      for (int64_t i = 0; i < count; ++i) convert_row(elements + (first + i) * width, rows + i * stride, width);
     });
   }
-  // Turns gradients of SiLU of the rows into those of the rows.
-  void differentiate_silu(int64_t first, int64_t count, W* grads, int64_t stride) const {
+  void read(int64_t first, int64_t count, const ActivatedPixels<W>& activation, W* rows, int64_t stride) const {
+    if (!activation.any()) return read(first, count, rows, stride);
+    with_elements([&](auto* elements) {
+      for (int64_t i = 0; i < count; ++i) activation.read(elements + (first + i) * width, 1, rows + i * stride);
+    });
+  }
+  // Turns gradients of activated rows into those of the rows.
+  void differentiate(
+      int64_t first, int64_t count, const ActivatedPixels<W>& activation, W* grads, int64_t stride) const {
+    if (!activation.has_silu()) return;
     with_elements([&](auto* elements) {
       for (int64_t i = 0; i < count; ++i) {
-        differentiate_silu_row(elements + (first + i) * width, grads + i * stride, width);
+        activation.differentiate(elements + (first + i) * width, 1, grads + i * stride);
       }
     });
   }
@@ -110,7 +91,7 @@ class PackedMatrix {
     const W* matrix = weight.at(0);
     if (!weight.in_place()) {
       W* target = converted.take(0);
-      weight.read(0, weight_rows, false, target, weight.width);
+      weight.read(0, weight_rows, target, weight.width);
       matrix = target;
     }
     if (transposed) {
@@ -156,6 +137,7 @@ void forward(const PointwiseConv2d& args) {
   constexpr int64_t kTileRows = 96;
   const PointwiseShape& shape = args.shape;
   const Rows<W> x(args.x, shape.dtype, shape.inputs), out(args.out, shape.dtype, shape.outputs);
+  const ActivatedPixels<W> activation(args.activation, shape.inputs);
   const PackedMatrix<W> matrix(Rows<W>(args.weight, shape.dtype, shape.inputs), shape.outputs, true, args.bias);
   const int64_t stride = padded_row<W>(shape.inputs), tiles = (shape.rows + kTileRows - 1) / kTileRows;
   const int64_t grain = grain_of_flops(2 * kTileRows * shape.inputs * shape.outputs);
@@ -166,7 +148,7 @@ void forward(const PointwiseConv2d& args) {
     Products<factor_t<W>> products;
     for (; tile < end; ++tile) {
       const int64_t first = tile * kTileRows, count = std::min(kTileRows, shape.rows - first);
-      x.read(first, count, shape.silu_input, rows, stride);
+      x.read(first, count, activation, rows, stride);
       matrix.multiply(count, rows, stride, out, first, result, shape.outputs, products, [](W*, int64_t) {});
     }
   });
@@ -186,6 +168,7 @@ class Backward {
         grad_out_(args.grad_out, shape_.dtype, shape_.outputs),
         grad_x_(args.grad_x, shape_.dtype, shape_.inputs),
         weight_(args.weight, shape_.dtype, shape_.inputs),
+        activation_(args.activation, shape_.inputs),
         segments_(count_segments()),
         chunk_(chunk_rows()),
         x_stride_(padded_row<W>(shape_.inputs)),
@@ -260,7 +243,7 @@ class Backward {
 
     Workspace<W> memory;
     W *x, *grad_out, *grad_rows, *grad_x, *zeros;
-    W* pair;  // two rows of SiLU(x)
+    W* pair;  // two activated rows of x
     Products<Factor> products;
   };
 
@@ -274,30 +257,30 @@ class Backward {
     const int64_t end = segment_begin(segment + 1);
     for (int64_t first = segment_begin(segment); first < end; first += chunk_) {
       const int64_t count = std::min(chunk_, end - first);
-      const Operand grad_out = read(grad_out_, first, count, false, chunk.grad_out, grad_stride_, chunk);
+      const Operand grad_out = read(grad_out_, first, count, nullptr, chunk.grad_out, grad_stride_, chunk);
       if (matrix != nullptr) {
         const auto [rows, stride] = padded(grad_out, count, chunk.grad_rows);
         const auto finish = [&](W* grads, int64_t grads_stride) {
-          if (shape_.silu_input) x_.differentiate_silu(first, count, grads, grads_stride);
+          x_.differentiate(first, count, activation_, grads, grads_stride);
         };
         matrix->multiply(count, rows, stride, grad_x_, first, chunk.grad_x, x_stride_, chunk.products, finish);
       }
       if (want_bias) add_rows(grad_out, count, bias_sums);
       if (!want_weight) continue;
-      const Operand x = read(x_, first, count, shape_.silu_input, chunk.x, x_stride_, chunk);
+      const Operand x = read(x_, first, count, &activation_, chunk.x, x_stride_, chunk);
       add_products(grad_out, x, count, sums, chunk.products);
     }
   }
 
   Operand read(
-      const Rows<W>& map, int64_t first, int64_t count, bool silu, W* memory, int64_t stride,
+      const Rows<W>& map, int64_t first, int64_t count, const ActivatedPixels<W>* activation, W* memory, int64_t stride,
       [[maybe_unused]] const Chunk& chunk) const {
     if constexpr (kPairs) {
       auto* pairs = reinterpret_cast<Factor*>(memory);
       for (int64_t i = 0; i < count; i += 2) {
         const W* row = map.at(first + i);
-        if (silu) {
-          map.read(first + i, std::min<int64_t>(2, count - i), true, chunk.pair, map.width);
+        if (activation != nullptr && activation->any()) {
+          map.read(first + i, std::min<int64_t>(2, count - i), *activation, chunk.pair, map.width);
           row = chunk.pair;
         }
         const W* next = i + 1 < count ? row + map.width : chunk.zeros;
@@ -309,7 +292,11 @@ class Backward {
       std::fill(pairs + used * stride, pairs + padded * stride, Factor{});
       return {map.at(first), map.width, pairs, stride};
     } else {
-      map.read(first, count, silu, memory, stride);
+      if (activation != nullptr) {
+        map.read(first, count, *activation, memory, stride);
+      } else {
+        map.read(first, count, memory, stride);
+      }
       return {memory, stride, memory, stride};
     }
   }
@@ -355,6 +342,7 @@ class Backward {
   const PointwiseConv2dBackward& args_;
   const PointwiseShape& shape_;
   Rows<W> x_, grad_out_, grad_x_, weight_;
+  ActivatedPixels<W> activation_;
   int64_t segments_, chunk_;
   int64_t x_stride_, grad_stride_;  // elements of a row in a chunk
   Workspace<A> sums_memory_;

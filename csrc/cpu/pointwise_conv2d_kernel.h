@@ -2,13 +2,13 @@
 #pragma once
 
 #include "cpu/dispatch.h"
+#include "cpu/input_activation.h"
 
 namespace mobilevit::cpu {
 
 struct PointwiseShape {
   int64_t rows, inputs, outputs;
   at::ScalarType dtype;  // of the maps and the weight [outputs, inputs]
-  bool silu_input;       // SiLU of x comes first
 };
 
 // The bias is in the accumulation type, or null.
@@ -16,6 +16,7 @@ struct PointwiseConv2d {
   PointwiseShape shape;
   const void *x, *weight, *bias;
   void* out;
+  InputActivation activation;
 
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
@@ -25,6 +26,7 @@ struct PointwiseConv2dBackward {
   PointwiseShape shape;
   const void *grad_out, *x, *weight;
   void *grad_x, *grad_weight, *grad_bias;
+  InputActivation activation;
 
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };

@@ -5,6 +5,7 @@ from mobilevit_kernels import _extension
 _extension.load()
 
 from mobilevit_kernels.ops.batch_norm import batch_norm  # noqa: E402
+from mobilevit_kernels.ops.batch_norm_conv2d import batch_norm_conv2d  # noqa: E402
 from mobilevit_kernels.ops.convolution import convolution  # noqa: E402
 from mobilevit_kernels.ops.depthwise_conv2d import depthwise_conv2d  # noqa: E402
 from mobilevit_kernels.ops.depthwise_convolution import depthwise_convolution  # noqa: E402
@@ -21,6 +22,7 @@ from mobilevit_kernels.ops.unfold_attn_fold import unfold_attn_fold  # noqa: E40
 
 __all__ = [
     "batch_norm",
+    "batch_norm_conv2d",
     "convolution",
     "depthwise_conv2d",
     "depthwise_convolution",

@@ -136,17 +136,42 @@ def check_depthwise_conv2d_backward(
 
 def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
     """Raises ValueError or TypeError where the arguments of ``batch_norm`` break its contract."""
-    if x.dim() != 4:
-        raise ValueError(f"x: expected 4 dimensions [B, C, H, W], got {x.dim()}")
-    check_floating("x", x)
-    if x.shape[1] < 1 or x.numel() <= x.shape[1]:
-        raise ValueError(f"x: expected more than one value per channel, got {list(x.shape)}")
-    for name, vector in (("weight", weight), ("bias", bias)):
-        check_floating(name, vector)
-        if vector.dim() != 1 or vector.shape[0] != x.shape[1]:
-            raise ValueError(f"{name}: expected [{x.shape[1]}], got {list(vector.shape)}")
-    if eps < 0:
-        raise ValueError(f"eps: expected 0 or more, got {eps}")
+    _check_normalizable(x, eps)
+    _check_norm_vector("weight", weight, x)
+    _check_norm_vector("bias", bias, x)
+
+
+def check_batch_norm_conv2d(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, eps: float, stride: int, dilation: int
+) -> None:
+    """Raises ValueError or TypeError where the arguments of ``batch_norm_conv2d`` break its contract."""
+    _check_normalizable(x, eps)
+    _check_norm_vector("norm_weight", norm_weight, x)
+    _check_norm_vector("norm_bias", norm_bias, x)
+    channels, sizes = x.shape[1], tuple(weight.shape)
+    pointwise = len(sizes) == 4 and sizes[0] >= 1 and sizes[1:] == (channels, 1, 1)
+    depthwise = sizes == (channels, 1, 3, 3)
+    if not (pointwise or depthwise):
+        raise ValueError(
+            f"weight: expected [O, {channels}, 1, 1] or {[channels, 1, 3, 3]}, got {list(sizes)}"
+        )
+    _check_alike("weight", weight, x)
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        if value < 1:
+            raise ValueError(f"{name}: expected a positive int, got {value}")
+    if pointwise and stride != 1:
+        raise ValueError(f"stride: expected 1 with a kernel of one pixel, got {stride}")
+
+
+def check_batch_norm_conv2d_backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, stride: int
+) -> None:
+    """Raises ValueError or TypeError where what ``batch_norm_conv2d`` returned, or its gradient, is not that."""
+    sides = ((side - 1) // stride + 1 for side in x.shape[2:])
+    _check_saved("grad_out", grad_out, (x.shape[0], weight.shape[0], *sides), x.dtype, x)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    _check_saved("mean", mean, (x.shape[1],), wide, x)
+    _check_saved("var", var, (x.shape[1],), wide, x)
 
 
 def check_map(x: Tensor) -> None:
@@ -162,6 +187,22 @@ def check_floating(name: str, x: Tensor) -> None:
     """Raises TypeError unless ``x`` has a floating-point dtype."""
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
+
+
+def _check_normalizable(x: Tensor, eps: float) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x: expected 4 dimensions [B, C, H, W], got {x.dim()}")
+    check_floating("x", x)
+    if x.shape[1] < 1 or x.numel() <= x.shape[1]:
+        raise ValueError(f"x: expected more than one value per channel, got {list(x.shape)}")
+    if eps < 0:
+        raise ValueError(f"eps: expected 0 or more, got {eps}")
+
+
+def _check_norm_vector(name: str, vector: Tensor, x: Tensor) -> None:
+    check_floating(name, vector)
+    if vector.dim() != 1 or vector.shape[0] != x.shape[1]:
+        raise ValueError(f"{name}: expected [{x.shape[1]}], got {list(vector.shape)}")
 
 
 def _check_weight(name: str, weight: Tensor, rows: int, x: Tensor) -> None:

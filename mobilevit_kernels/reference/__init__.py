@@ -1,6 +1,7 @@
 """The plain PyTorch definition of every op: readable, differentiable, and the truth that kernels are tested against."""
 
 from mobilevit_kernels.reference.batch_norm import batch_norm
+from mobilevit_kernels.reference.batch_norm_conv2d import batch_norm_conv2d
 from mobilevit_kernels.reference.convolution import convolution
 from mobilevit_kernels.reference.depthwise_conv2d import depthwise_conv2d
 from mobilevit_kernels.reference.depthwise_convolution import depthwise_convolution
@@ -15,6 +16,7 @@ from mobilevit_kernels.reference.unfold_attn_fold import unfold_attn_fold
 
 __all__ = [
     "batch_norm",
+    "batch_norm_conv2d",
     "convolution",
     "depthwise_conv2d",
     "depthwise_convolution",

@@ -3,11 +3,15 @@
 from typing import Any
 
 from torch import Tensor, fx, nn
-from transformers.models.mobilevit.modeling_mobilevit import MobileViTConvLayer
-from transformers.models.mobilevitv2.modeling_mobilevitv2 import MobileViTV2ConvLayer
+from transformers.models.mobilevit.modeling_mobilevit import MobileViTConvLayer, MobileViTInvertedResidual
+from transformers.models.mobilevitv2.modeling_mobilevitv2 import (
+    MobileViTV2ConvLayer,
+    MobileViTV2InvertedResidual,
+)
 
+from mobilevit_kernels.models.conv_chain import ConvLayer, run_chain
 from mobilevit_kernels.models.convolve import convolve
-from mobilevit_kernels.models.norm_act import norm_act
+from mobilevit_kernels.models.fused_layers import has_hooks
 
 _NOTHING = nn.Identity()
 
@@ -28,13 +32,47 @@ class AcceleratedMobileViTV2ConvLayer(MobileViTV2ConvLayer):
         return super().forward(features) if isinstance(features, fx.Proxy) else _run(self, features)
 
 
+class AcceleratedMobileViTInvertedResidual(MobileViTInvertedResidual):
+    """``MobileViTInvertedResidual``: in training on the CPU norms run inside the convolutions behind them."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps ``[B, C, H, W]`` to what transformers' block returns."""
+        return super().forward(features) if isinstance(features, fx.Proxy) else _run_block(self, features)
+
+
+class AcceleratedMobileViTV2InvertedResidual(MobileViTV2InvertedResidual):
+    """``MobileViTV2InvertedResidual``: in training on the CPU norms run inside the convolutions behind them."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps ``[B, C, H, W]`` to what transformers' block returns."""
+        return super().forward(features) if isinstance(features, fx.Proxy) else _run_block(self, features)
+
+
 # transformers' class -> ours.
 LAYERS = {
     MobileViTConvLayer: AcceleratedMobileViTConvLayer,
+    MobileViTInvertedResidual: AcceleratedMobileViTInvertedResidual,
     MobileViTV2ConvLayer: AcceleratedMobileViTV2ConvLayer,
+    MobileViTV2InvertedResidual: AcceleratedMobileViTV2InvertedResidual,
 }
 
 
 def _run(layer: Any, x: Tensor) -> Tensor:
-    x, act = convolve(x, layer.convolution), layer.activation or _NOTHING
-    return act(x) if layer.normalization is None else norm_act(x, layer.normalization, act)
+    parts, x = _parts(layer), convolve(x, layer.convolution)
+    return (layer.activation or _NOTHING)(x) if parts is None else parts.finish(x)
+
+
+def _parts(layer: Any) -> ConvLayer | None:
+    if layer.normalization is None:
+        return None
+    return ConvLayer(layer.convolution, layer.normalization, layer.activation or _NOTHING)
+
+
+def _run_block(block: Any, x: Tensor) -> Tensor:
+    out = run_chain(x, (block.expand_1x1, block.conv_3x3, block.reduce_1x1), _chain_parts)
+    return x + out if block.use_residual else out
+
+
+def _chain_parts(module: nn.Module) -> ConvLayer | None:
+    accelerated = (AcceleratedMobileViTConvLayer, AcceleratedMobileViTV2ConvLayer)
+    return _parts(module) if type(module) in accelerated and not has_hooks(module) else None

@@ -3,11 +3,12 @@
 from typing import Any
 
 from timm.layers import BatchNormAct2d, ConvMlp, ConvNormAct, Mlp
+from timm.models.byobnet import BottleneckBlock
 from torch import Tensor, fx, nn
 
+from mobilevit_kernels.models.conv_chain import ConvLayer, run_chain
 from mobilevit_kernels.models.convolve import convolve, project
-from mobilevit_kernels.models.fused_layers import is_plain
-from mobilevit_kernels.models.norm_act import fused_norm_act, fuses_norm_act
+from mobilevit_kernels.models.fused_layers import has_hooks, is_plain
 
 
 class AcceleratedConvNormAct(ConvNormAct):
@@ -17,17 +18,37 @@ class AcceleratedConvNormAct(ConvNormAct):
         """Maps ``[B, C, H, W]`` to what timm's layer returns."""
         if isinstance(x, fx.Proxy):
             return super().forward(x)
-        x = _normalize(convolve(x, self.conv), self.bn)
+        layer, x = _parts(self), convolve(x, self.conv)
+        x = self.bn(x) if layer is None else layer.finish(x)
         blur = getattr(self, "aa", None)
         return x if blur is None else blur(x)
 
 
-def _normalize(x: Tensor, norm: Any) -> Tensor:
-    """``norm(x)``; timm's BatchNorm has dropout and activation inside."""
-    without_dropout = isinstance(norm, BatchNormAct2d) and is_plain(norm.drop, nn.Identity)
-    if without_dropout and fuses_norm_act(x, norm, norm.act, BatchNormAct2d):
-        return fused_norm_act(x, norm, norm.act)
-    return norm(x)
+def _parts(layer: Any) -> ConvLayer | None:
+    """timm's BatchNorm has dropout and activation inside."""
+    norm = layer.bn
+    if not (isinstance(norm, BatchNormAct2d) and is_plain(norm.drop, nn.Identity)):
+        return None
+    return ConvLayer(layer.conv, norm, norm.act, BatchNormAct2d)
+
+
+def _chain_parts(module: nn.Module) -> ConvLayer | None:
+    if type(module) is not AcceleratedConvNormAct or has_hooks(module):
+        return None
+    return _parts(module) if getattr(module, "aa", None) is None else None
+
+
+class AcceleratedBottleneckBlock(BottleneckBlock):
+    """``timm.models.byobnet.BottleneckBlock``: in training on the CPU norms run inside the convolutions behind them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[B, C, H, W]`` to what timm's block returns."""
+        between = (self.conv2b_kxk, self.attn)
+        if isinstance(x, fx.Proxy) or not all(is_plain(module, nn.Identity) for module in between):
+            return super().forward(x)
+        out = run_chain(x, (self.conv1_1x1, self.conv2_kxk, self.conv3_1x1), _chain_parts)
+        out = self.drop_path(self.attn_last(out))
+        return self.act(out if self.shortcut is None else out + self.shortcut(x))
 
 
 class AcceleratedMlp(Mlp):
@@ -57,4 +78,9 @@ def _does_nothing(module: nn.Module) -> bool:
 
 
 # timm's class -> ours.
-LAYERS = {ConvNormAct: AcceleratedConvNormAct, ConvMlp: AcceleratedConvMlp, Mlp: AcceleratedMlp}
+LAYERS = {
+    BottleneckBlock: AcceleratedBottleneckBlock,
+    ConvMlp: AcceleratedConvMlp,
+    ConvNormAct: AcceleratedConvNormAct,
+    Mlp: AcceleratedMlp,
+}

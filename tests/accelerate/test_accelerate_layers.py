@@ -7,13 +7,17 @@ import pytest
 import torch
 import transformers
 from foreign_models import V1_CONFIG
+from timm.models.byobnet import BottleneckBlock
 from torch import Tensor, fx, nn
+from transformers.models.mobilevit.modeling_mobilevit import MobileViTInvertedResidual
+from transformers.models.mobilevitv2.modeling_mobilevitv2 import MobileViTV2InvertedResidual
 
 import mobilevit_kernels
 from mobilevit_kernels.models import accelerate
 
 KINDS = ("timm_v1", "timm_v2", "hf_v1", "hf_v2")
-OPS = ("pointwise_conv2d", "depthwise_conv2d", "batch_norm")
+OPS = ("pointwise_conv2d", "depthwise_conv2d", "batch_norm", "batch_norm_conv2d")
+RESIDUALS = (BottleneckBlock, MobileViTInvertedResidual, MobileViTV2InvertedResidual)
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
@@ -34,16 +38,22 @@ def convolutions(model: nn.Module) -> list[nn.Conv2d]:
 def test_training_runs_on_the_kernels(
     kind: str, build: Callable, images: Callable, logits: Callable, count_ops: Callable
 ) -> None:
-    """Every 1x1 and depthwise convolution and every BatchNorm; dense 3x3 convolutions stay with PyTorch."""
+    """Every 1x1 and depthwise convolution and every BatchNorm; dense 3x3 convolutions stay with PyTorch.
+
+    In inverted residuals the depthwise and the second 1x1 convolution have the norms before them inside.
+    """
     model = accelerate(build(kind)).train()
     calls = count_ops(logits, model, images())
     convs = convolutions(model)
     pointwise = sum(conv.kernel_size == (1, 1) for conv in convs)
     depthwise = sum(conv.groups > 1 for conv in convs)
-    linear = calls["mobilevit::pointwise_conv2d"] - pointwise
+    residuals = sum(isinstance(module, RESIDUALS) for module in model.modules())
+    assert calls["mobilevit::batch_norm_conv2d"] == 2 * residuals > 0
+    linear = calls["mobilevit::pointwise_conv2d"] + residuals - pointwise
     assert linear == (36 if kind == "timm_v1" else 0)
-    assert calls["mobilevit::depthwise_conv2d"] == depthwise > 0
-    assert calls["mobilevit::batch_norm"] == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) > 0
+    assert calls["mobilevit::depthwise_conv2d"] == depthwise - residuals
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert calls["mobilevit::batch_norm"] == norms - 2 * residuals > 0
     dense = len(convs) - pointwise - depthwise
     assert calls["aten::convolution"] == dense > 0
     assert calls["aten::native_batch_norm"] == 0
@@ -88,11 +98,12 @@ def test_a_forward_set_on_an_instance_is_called(
 
 def test_timm_norm_with_dropout_runs_itself(build: Callable, images: Callable, count_ops: Callable) -> None:
     model = accelerate(build("timm_v1")).train()
-    before = count_ops(model, images())["mobilevit::batch_norm"]
+    before = count_ops(model, images())
     model.stem.bn.drop = nn.Dropout2d(1.0)
     model.stages[0][0].conv1_1x1.bn.act = nn.ReLU()
     calls = count_ops(model, images())
-    assert before - calls["mobilevit::batch_norm"] == 2
+    assert before["mobilevit::batch_norm"] - calls["mobilevit::batch_norm"] == 1
+    assert before["mobilevit::batch_norm_conv2d"] - calls["mobilevit::batch_norm_conv2d"] == 1
     assert (model.stem(images()) == 0).all()
 
 

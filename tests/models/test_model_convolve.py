@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import mobilevit_kernels
+from mobilevit_kernels.models import conv_chain, create_model
 from mobilevit_kernels.models import convolve as module
-from mobilevit_kernels.models import create_model
 from mobilevit_kernels.models.convolve import convolve, project
 
 KINDS = ("pointwise_conv2d", "depthwise_conv2d")
@@ -181,7 +181,9 @@ def test_autocast(dtype: torch.dtype, calls: list[str], monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050", "mobilevitv3_s"])
-def test_a_whole_model_trains_on_them(name: str, calls: list[str]) -> None:
+def test_a_whole_model_trains_on_them(name: str, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no norm runs inside a convolution, which test_model_conv_chain.py looks at."""
+    monkeypatch.setattr(conv_chain, "takes_norm", lambda x, conv: False)
     model = create_model(name, num_classes=7).train()
     plain, x = copy.deepcopy(model), torch.randn(2, 3, 64, 64)
     model(x).sum().backward()
