@@ -8,6 +8,8 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <vector>
+
 namespace mobilevit::cpu {
 namespace {
 
@@ -49,18 +51,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   const at::Tensor dense_mean = mean.contiguous(), dense_var = var.contiguous();
   const InputActivation activation = activation_of(scale, shift, dense_mean, dense_var, eps, silu);
   at::Tensor grad_x, grad_weight;
+  std::vector<double> sums(2 * x.size(1));
   if (is_pointwise(weight)) {
     std::tie(grad_x, grad_weight, std::ignore) =
-        pointwise_conv2d_backward(grad_out, map, weight, activation, {true, true, false});
+        pointwise_conv2d_backward(grad_out, map, weight, activation, {true, true, false}, sums.data());
   } else {
     std::tie(grad_x, grad_weight) =
-        depthwise_conv2d_backward(grad_out, map, weight, stride, dilation, activation, {true, true});
+        depthwise_conv2d_backward(grad_out, map, weight, stride, dilation, activation, {true, true}, sums.data());
   }
   const at::Tensor grad_scale = at::empty_like(scale), grad_shift = at::empty_like(scale);
   run_batch_norm_backward(
       {batch_norm_shape(x, eps, false), grad_x.const_data_ptr(), map.const_data_ptr(), scale.const_data_ptr(),
        shift.const_data_ptr(), dense_mean.const_data_ptr(), dense_var.const_data_ptr(), grad_x.mutable_data_ptr(),
-       grad_scale.mutable_data_ptr(), grad_shift.mutable_data_ptr()});
+       grad_scale.mutable_data_ptr(), grad_shift.mutable_data_ptr(), sums.data()});
   return {grad_x, grad_scale.to(norm_weight.scalar_type()), grad_shift.to(norm_bias.scalar_type()), grad_weight};
 }
 

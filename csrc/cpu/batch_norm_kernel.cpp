@@ -5,9 +5,9 @@
 #include "cpu/batch_norm_kernel.h"
 
 #include "cpu/activated_pixels.h"
+#include "cpu/channel_strips.h"
 #include "cpu/dtypes.h"
 #include "cpu/token_io.h"
-#include "cpu/unfold_attn_fold_tile.h"
 
 #include <ATen/Parallel.h>
 
@@ -21,17 +21,6 @@ namespace {
 
 constexpr int64_t kBlockValues = 16384;  // of a block of rows, which stays in L1 and L2 between its strips
 constexpr int64_t kBlockRows = 128;      // at most: short sums round less
-constexpr int kStripVectors = 4;         // of channels whose sums stay in registers
-
-// Calls function(std::integral_constant<int, vectors>, channel, lanes of the last vector) for strips of channels.
-template <typename A, typename Function>
-void for_strips(int64_t channels, const Function& function) {
-  constexpr int64_t kStrip = kStripVectors * kLanes<A>;
-  for (int64_t c = 0; c < channels; c += kStrip) {
-    const int64_t width = std::min(kStrip, channels - c), vectors = vectors_of<A>(width);
-    with_count<kStripVectors>(vectors, [&](auto count) { function(count, c, width - (vectors - 1) * kLanes<A>); });
-  }
-}
 
 // The rows of a map in blocks.
 class RowBlocks {
@@ -69,15 +58,6 @@ class BlockSums {
   Workspace<A> sums_;
   A* data_;
 };
-
-// A vector of channels for the rows of a strip; lanes past the end are zero.
-template <typename A, int kVectors>
-void load_strip(Vec<A> (&strip)[kVectors], const A* values, int64_t last) {
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) {
-    strip[v] = Vec<A>::loadu(values + v * kLanes<A>, v == kVectors - 1 ? last : kLanes<A>);
-  }
-}
 
 template <typename T, bool kSilu>
 class Forward {
@@ -199,14 +179,20 @@ class Backward {
       : args_(args),
         channels_(args.shape.channels),
         blocks_(args.shape),
-        sums_(blocks_, channels_),
+        sums_(blocks_, args.sums == nullptr ? channels_ : 0),
         affine_({args.weight, args.bias, args.mean, args.var, args.shape.eps}, channels_),
         grad_mean_(channels_),
         slope_(channels_) {}
 
   void run() {
-    blocks_.for_each([&](int64_t block) { measure(block); });
-    join();
+    if (args_.sums == nullptr) {
+      blocks_.for_each([&](int64_t block) { measure(block); });
+      std::vector<double> totals(2 * channels_);
+      add_blocks(sums_.at(0, 0), blocks_.count(), 2 * channels_, totals.data());
+      differentiate_parameters(totals.data());
+    } else {
+      differentiate_parameters(args_.sums);
+    }
     blocks_.for_each([&](int64_t block) { differentiate(block); });
   }
 
@@ -258,15 +244,9 @@ class Backward {
     });
   }
 
-  void join() {
+  void differentiate_parameters(const double* sums) {
+    const double* products = sums + channels_;
     const double rows = static_cast<double>(args_.shape.rows);
-    std::vector<double> sums(channels_), products(channels_);
-    for (int64_t block = 0; block < blocks_.count(); ++block) {
-      for (int64_t c = 0; c < channels_; ++c) {
-        sums[c] += sums_.at(block, 0)[c];
-        products[c] += sums_.at(block, 1)[c];
-      }
-    }
     A *grad_weight = static_cast<A*>(args_.grad_weight), *grad_bias = static_cast<A*>(args_.grad_bias);
     for (int64_t c = 0; c < channels_; ++c) {
       const double variance = static_cast<const A*>(args_.var)[c] + args_.shape.eps;

@@ -22,11 +22,13 @@ struct BatchNorm {
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
-// grad_x may be where grad_out is.
+// grad_x may be where grad_out is. sums: of grad_out and of grad_out (x - mean) for each channel, [2, C], where
+// somebody has them already and there is no SiLU, or null.
 struct BatchNormBackward {
   BatchNormShape shape;
   const void *grad_out, *x, *weight, *bias, *mean, *var;
   void *grad_x, *grad_weight, *grad_bias;
+  const double* sums = nullptr;
 
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };

@@ -52,7 +52,7 @@ at::Tensor depthwise_conv2d(
 
 std::tuple<at::Tensor, at::Tensor> depthwise_conv2d_backward(
     const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t dilation,
-    const InputActivation& activation, std::array<bool, 2> output_mask) {
+    const InputActivation& activation, std::array<bool, 2> output_mask, double* norm_sums) {
   check_depthwise_conv2d(x, weight, stride, dilation);
   const DepthwiseConv2dShape shape = shape_of(x, stride, dilation);
   check_saved("grad_out", grad_out, out_sizes(shape), x.scalar_type(), x);
@@ -68,7 +68,7 @@ std::tuple<at::Tensor, at::Tensor> depthwise_conv2d_backward(
     run_depthwise_conv2d_backward(
         {shape, grad_map.const_data_ptr(), map.const_data_ptr(), taps.const_data_ptr(),
          want_grad_x ? grad_x.mutable_data_ptr() : nullptr, want_grad_weight ? grad_weight.mutable_data_ptr() : nullptr,
-         activation});
+         activation, norm_sums});
   }
   return {grad_x, grad_weight};
 }

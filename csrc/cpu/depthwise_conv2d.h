@@ -13,9 +13,10 @@ namespace mobilevit::cpu {
 at::Tensor depthwise_conv2d(
     const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t dilation, const InputActivation& activation);
 
-// Gradients of x (before SiLU, behind the norm) and weight; empty where they are not wanted.
+// norm_sums: as in the kernel's arguments. Gradients of x (before SiLU, behind the norm) and weight; empty where they
+// are not wanted.
 std::tuple<at::Tensor, at::Tensor> depthwise_conv2d_backward(
     const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t dilation,
-    const InputActivation& activation, std::array<bool, 2> output_mask);
+    const InputActivation& activation, std::array<bool, 2> output_mask, double* norm_sums = nullptr);
 
 }  // namespace mobilevit::cpu

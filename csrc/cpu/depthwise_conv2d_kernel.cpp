@@ -115,7 +115,8 @@ class Backward {
             backward_taps(shape_.width, shape_.stride, shape_.dilation), taps_, shape_.channels),
         weight_gradient_(shape_),
         activation_(args.activation, shape_.channels),
-        sums_(args.grad_weight == nullptr ? 0 : blocks_.count() * 9 * shape_.channels) {}
+        sums_(args.grad_weight == nullptr ? 0 : blocks_.count() * 9 * shape_.channels),
+        norm_sums_(args.norm_sums == nullptr ? 0 : blocks_.count() * 2 * shape_.channels) {}
 
   void run() {
     const auto make_input = [&] { return InputRows<T>(shape_, args_.x, activation_); };
@@ -123,6 +124,9 @@ class Backward {
       row(input, block, sample, y);
     });
     if (args_.grad_weight != nullptr) join();
+    if (args_.norm_sums != nullptr) {
+      add_blocks(norm_sums_.data(), blocks_.count(), 2 * shape_.channels, args_.norm_sums);
+    }
   }
 
  private:
@@ -139,7 +143,9 @@ class Backward {
     for (int64_t position = y * shape_.stride; position < end; ++position) {
       T* grad_x = static_cast<T*>(args_.grad_x) + (sample * shape_.height + position) * width;
       map_gradient_.run([&](int64_t row) { return grad_out + row * out_width; }, position, grad_x);
-      if (activation_.has_silu()) activation_.differentiate(input.raw(sample, position), shape_.width, grad_x);
+      if (!activation_.any()) continue;
+      A* norm_sums = norm_sums_.data() + block * 2 * shape_.channels;
+      activation_.differentiate(input.raw(sample, position), shape_.width, grad_x, shape_.channels, norm_sums);
     }
   }
 
@@ -147,9 +153,7 @@ class Backward {
   void join() const {
     const int64_t numbers = 9 * shape_.channels;
     std::vector<double> totals(numbers);
-    for (int64_t block = 0; block < blocks_.count(); ++block) {
-      for (int64_t i = 0; i < numbers; ++i) totals[i] += sums_[block * numbers + i];
-    }
+    add_blocks(sums_.data(), blocks_.count(), numbers, totals.data());
     for (int64_t c = 0; c < shape_.channels; ++c) {
       for (int t = 0; t < 9; ++t) {
         static_cast<T*>(args_.grad_weight)[9 * c + t] = static_cast<T>(static_cast<A>(totals[t * shape_.channels + c]));
@@ -164,7 +168,8 @@ class Backward {
   Gather<T> map_gradient_;
   WeightGradient<T> weight_gradient_;
   ActivatedPixels<T> activation_;
-  std::vector<A> sums_;  // [blocks, 9, C], zero at first
+  std::vector<A> sums_;       // [blocks, 9, C], zero at first
+  std::vector<A> norm_sums_;  // [blocks, 2, C], zero at first
 };
 
 }  // namespace

@@ -25,12 +25,14 @@ struct DepthwiseConv2d {
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
-// A gradient that is not wanted is null. grad_x is the gradient before SiLU, behind the norm.
+// A gradient that is not wanted is null. grad_x is the gradient before SiLU, behind the norm. norm_sums: of grad_x and
+// of grad_x (x - mean) for each channel, where there is a norm, [2, C].
 struct DepthwiseConv2dBackward {
   DepthwiseConv2dShape shape;
   const void *grad_out, *x, *weight;
   void *grad_x, *grad_weight;
   InputActivation activation;
+  double* norm_sums;
 
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };

@@ -51,7 +51,7 @@ at::Tensor pointwise_conv2d(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> pointwise_conv2d_backward(
     const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, const InputActivation& activation,
-    std::array<bool, 3> output_mask) {
+    std::array<bool, 3> output_mask, double* norm_sums) {
   check_pointwise_conv2d(x, weight, {});
   const std::array<int64_t, 4> sizes = {x.size(0), weight.size(0), x.size(2), x.size(3)};
   check_saved("grad_out", grad_out, sizes, x.scalar_type(), x);
@@ -72,7 +72,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pointwise_conv2d_backward(
   if (!empty) {
     run_pointwise_conv2d_backward(
         {shape_of(x, weight), grad_map.const_data_ptr(), map.const_data_ptr(), matrix.const_data_ptr(),
-         wanted(want_x, grad_x), wanted(want_weight, grad_weight), wanted(want_bias, grad_bias), activation});
+         wanted(want_x, grad_x), wanted(want_weight, grad_weight), wanted(want_bias, grad_bias), activation,
+         norm_sums});
   }
   return {grad_x, grad_weight.to(x.scalar_type()), grad_bias.to(x.scalar_type())};
 }

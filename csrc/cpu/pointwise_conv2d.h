@@ -15,9 +15,10 @@ at::Tensor pointwise_conv2d(
     const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const InputActivation& activation);
 
-// Gradients of x (before SiLU, behind the norm), weight and bias; empty where they are not wanted.
+// norm_sums: as in the kernel's arguments. Gradients of x (before SiLU, behind the norm), weight and bias; empty where
+// they are not wanted.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> pointwise_conv2d_backward(
     const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, const InputActivation& activation,
-    std::array<bool, 3> output_mask);
+    std::array<bool, 3> output_mask, double* norm_sums = nullptr);
 
 }  // namespace mobilevit::cpu

@@ -45,15 +45,13 @@ struct Rows {
       for (int64_t i = 0; i < count; ++i) activation.read(elements + (first + i) * width, 1, rows + i * stride);
     });
   }
-  // Turns gradients of activated rows into those of the rows.
+  // Turns gradients of activated rows into those before SiLU.
   void differentiate(
-      int64_t first, int64_t count, const ActivatedPixels<W>& activation, W* grads, int64_t stride) const {
-    if (!activation.has_silu()) return;
-    with_elements([&](auto* elements) {
-      for (int64_t i = 0; i < count; ++i) {
-        activation.differentiate(elements + (first + i) * width, 1, grads + i * stride);
-      }
-    });
+      int64_t first, int64_t count, const ActivatedPixels<W>& activation, W* grads, int64_t stride,
+      acc_t<W>* sums) const {
+    if (!activation.any()) return;
+    with_elements(
+        [&](auto* elements) { activation.differentiate(elements + first * width, count, grads, stride, sums); });
   }
   void write(int64_t first, int64_t count, const W* rows, int64_t stride) const {
     with_elements([&](auto* elements) {
@@ -176,7 +174,9 @@ class Backward {
         sums_memory_(args.grad_weight == nullptr ? 0 : segments_ * weight_size()),
         sums_(sums_memory_.take(0)),
         bias_memory_(args.grad_bias == nullptr ? 0 : segments_ * shape_.outputs),
-        bias_sums_(bias_memory_.take(0)) {}
+        bias_sums_(bias_memory_.take(0)),
+        norm_memory_(args.norm_sums == nullptr ? 0 : segments_ * 2 * shape_.inputs),
+        norm_sums_(norm_memory_.take(0)) {}
 
   void run() {
     if (args_.grad_x == nullptr) return run_segments(nullptr);
@@ -215,6 +215,7 @@ class Backward {
     });
     if (args_.grad_weight != nullptr) add_segments(sums_, weight_size(), static_cast<A*>(args_.grad_weight));
     if (args_.grad_bias != nullptr) add_segments(bias_sums_, shape_.outputs, static_cast<A*>(args_.grad_bias));
+    if (args_.norm_sums != nullptr) add_blocks(norm_sums_, segments_, 2 * shape_.inputs, args_.norm_sums);
   }
 
   // Rows of a map in a thread's cache, and the factors that they are in products over the rows: in bfloat16 pairs of
@@ -251,9 +252,11 @@ class Backward {
 
   void run_segment(int64_t segment, const PackedMatrix<W>* matrix, Chunk& chunk) {
     A *sums = sums_ + segment * weight_size(), *bias_sums = bias_sums_ + segment * shape_.outputs;
+    A* norm_sums = norm_sums_ + segment * 2 * shape_.inputs;
     const bool want_weight = args_.grad_weight != nullptr, want_bias = args_.grad_bias != nullptr;
     if (want_weight) std::fill_n(sums, weight_size(), A(0));
     if (want_bias) std::fill_n(bias_sums, shape_.outputs, A(0));
+    if (args_.norm_sums != nullptr) std::fill_n(norm_sums, 2 * shape_.inputs, A(0));
     const int64_t end = segment_begin(segment + 1);
     for (int64_t first = segment_begin(segment); first < end; first += chunk_) {
       const int64_t count = std::min(chunk_, end - first);
@@ -261,7 +264,7 @@ class Backward {
       if (matrix != nullptr) {
         const auto [rows, stride] = padded(grad_out, count, chunk.grad_rows);
         const auto finish = [&](W* grads, int64_t grads_stride) {
-          x_.differentiate(first, count, activation_, grads, grads_stride);
+          x_.differentiate(first, count, activation_, grads, grads_stride, norm_sums);
         };
         matrix->multiply(count, rows, stride, grad_x_, first, chunk.grad_x, x_stride_, chunk.products, finish);
       }
@@ -349,6 +352,8 @@ class Backward {
   A* sums_;  // [segments_, outputs, inputs]
   Workspace<A> bias_memory_;
   A* bias_sums_;  // [segments_, outputs]
+  Workspace<A> norm_memory_;
+  A* norm_sums_;  // [segments_, 2, inputs]
 };
 
 // Calls function with a value of the type of the products' factors.

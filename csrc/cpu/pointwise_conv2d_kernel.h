@@ -21,12 +21,14 @@ struct PointwiseConv2d {
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
 
-// Gradients that nobody wants are null; those of the parameters are in the accumulation type.
+// Gradients that nobody wants are null; those of the parameters are in the accumulation type. norm_sums: of grad_x and
+// of grad_x (x - mean) for each channel, where there is a norm, [2, inputs].
 struct PointwiseConv2dBackward {
   PointwiseShape shape;
   const void *grad_out, *x, *weight;
   void *grad_x, *grad_weight, *grad_bias;
   InputActivation activation;
+  double* norm_sums;
 
   bool in_bfloat16() const { return shape.dtype == at::kBFloat16; }
 };
