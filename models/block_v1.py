@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
-from mobilevit_kernels.models.convolve import convolve
-from mobilevit_kernels.models.layers import ConvNormAct, channels_last, pad_to_patches
+from mobilevit_kernels.models.conv_chain import run_chain
+from mobilevit_kernels.models.layers import ConvNormAct, channels_last, conv_layer, pad_to_patches
 from mobilevit_kernels.models.linformer import LinformerAttention
 from mobilevit_kernels.models.token_map import transform_map
 from mobilevit_kernels.models.transformer import TransformerLayer
@@ -100,7 +100,7 @@ class MobileViTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H, W]`` in channels_last memory, any H and W."""
         x = channels_last(x)
-        local_features = convolve(self.conv_kxk(x), self.conv_1x1)
+        local_features = run_chain(x, (self.conv_kxk, self.conv_1x1), conv_layer)
         tokens = transform_map(local_features, self.patch_size, self.transformer, self.norm)
         global_features = self.conv_proj(tokens)
         skip = local_features if self.fusion_input == "local" else x

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mobilevit_kernels.models.convolve import convolve
-from mobilevit_kernels.models.layers import ConvNormAct, channels_last, resize_to_patches
+from mobilevit_kernels.models.conv_chain import run_chain
+from mobilevit_kernels.models.layers import ConvNormAct, channels_last, conv_layer, resize_to_patches
 from mobilevit_kernels.models.transformer import SeparableTransformerLayer
 from mobilevit_kernels.ops.registration import as_pair
 
@@ -54,5 +54,5 @@ class MobileViTv2Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H', W']`` in channels_last memory, H' and W' the next patch multiples."""
         x = channels_last(resize_to_patches(x, self.patch_size, align_corners=True))
-        local_features = convolve(self.conv_kxk(x), self.conv_1x1)
+        local_features = run_chain(x, (self.conv_kxk, self.conv_1x1), conv_layer)
         return self.conv_proj(self.norm(self.transformer(local_features)))

@@ -13,7 +13,8 @@ from mobilevit_kernels.models.block_v1 import (
     check_option,
 )
 from mobilevit_kernels.models.block_v2 import MobileViTv2Block
-from mobilevit_kernels.models.layers import ConvNormAct, channels_last, resize_to_patches
+from mobilevit_kernels.models.conv_chain import run_chain
+from mobilevit_kernels.models.layers import ConvNormAct, channels_last, conv_layer, resize_to_patches
 
 
 class MobileViTv3Block(MobileViTBlock):
@@ -106,7 +107,7 @@ class MobileViTv3SeparableBlock(MobileViTv2Block):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C, H', W']`` in channels_last memory, H' and W' the next patch multiples."""
         x = channels_last(resize_to_patches(x, self.patch_size, align_corners=True))
-        local_features = self.conv_1x1(self.conv_kxk(x))
+        local_features = run_chain(x, (self.conv_kxk, self.conv_1x1), conv_layer)
         global_features = self.norm(self.transformer(local_features))
         skip = local_features if self.fusion_input == "local" else x
         out = self.conv_proj(torch.cat((global_features, skip), dim=1))

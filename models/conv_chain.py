@@ -11,34 +11,39 @@ from mobilevit_kernels.models.fused_layers import is_silu
 from mobilevit_kernels.models.norm_act import fused_norm_act, fuses_norm_act, update_statistics
 from mobilevit_kernels.ops import batch_norm_conv2d
 
+_NOTHING = nn.Identity()
+
 
 class ConvLayer(NamedTuple):
     """The parts of a layer.
 
     Attributes:
         conv: the convolution.
-        norm: the norm behind it.
+        norm: the norm behind it, or None.
         act: the activation behind that, a module of its own or a part of the norm.
         kind: the class of a norm that ops may stand for.
     """
 
     conv: nn.Conv2d
-    norm: nn.Module
-    act: nn.Module
+    norm: nn.Module | None = None
+    act: nn.Module = _NOTHING
     kind: type[nn.BatchNorm2d] = nn.BatchNorm2d
 
     def finish(self, x: Tensor) -> Tensor:
         """Norm and activation of what the convolution returned."""
-        if self._fuses(x):
-            return fused_norm_act(x, self.norm, self.act)
-        x = self.norm(x)
-        return x if self.act in self.norm.children() else self.act(x)
+        norm = self.norm
+        if norm is None:
+            return self.act(x)
+        if fuses_norm_act(x, norm, self.act, self.kind):
+            return fused_norm_act(x, norm, self.act)
+        x = norm(x)
+        return x if self.act in norm.children() else self.act(x)
 
     def finish_into(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
         """``conv`` of what :meth:`finish` returns."""
-        if not (self._fuses(x) and takes_norm(x, conv)):
-            return convolve(self.finish(x), conv)
         norm = self.norm
+        if norm is None or not (fuses_norm_act(x, norm, self.act, self.kind) and takes_norm(x, conv)):
+            return convolve(self.finish(x), conv)
         assert isinstance(norm, nn.BatchNorm2d)
         out, mean, var = batch_norm_conv2d(
             x,
@@ -53,9 +58,6 @@ class ConvLayer(NamedTuple):
         update_statistics(norm, mean, var, x.numel() // x.shape[1])
         return out
 
-    def _fuses(self, x: Tensor) -> bool:
-        return fuses_norm_act(x, self.norm, self.act, self.kind)
-
 
 PartsOf: TypeAlias = Callable[[nn.Module], "ConvLayer | None"]
 
@@ -68,10 +70,10 @@ def run_chain(x: Tensor, modules: Sequence[nn.Module], parts_of: PartsOf) -> Ten
 
     Args:
         x: ``[B, C, H, W]``.
-        modules: layers of convolution, norm and activation.
-        parts_of: the parts of a module, or None where it must be called itself.
+        modules: layers of convolution, norm and activation, or convolutions alone.
+        parts_of: the parts of a layer, or None where it must be called itself.
     """
-    layers = [parts_of(module) for module in modules]
+    layers = [ConvLayer(m) if isinstance(m, nn.Conv2d) else parts_of(m) for m in modules]
     whole = [layer for layer in layers if layer is not None]
     if len(whole) < len(layers):
         for module in modules:

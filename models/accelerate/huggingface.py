@@ -20,7 +20,11 @@ from transformers.models.mobilevitv2.modeling_mobilevitv2 import (
 )
 
 from mobilevit_kernels import separable_attn, unfold_attn_fold
-from mobilevit_kernels.models.accelerate.huggingface_layers import LAYERS, AcceleratedMobileViTV2ConvLayer
+from mobilevit_kernels.models.accelerate.huggingface_layers import (
+    LAYERS,
+    AcceleratedMobileViTV2ConvLayer,
+    conv_layer,
+)
 from mobilevit_kernels.models.accelerate.maps import (
     check_no_dropout,
     is_plain,
@@ -36,6 +40,7 @@ from mobilevit_kernels.models.accelerate.replacement import (
     require_patch_size,
     require_type,
 )
+from mobilevit_kernels.models.conv_chain import run_chain
 from mobilevit_kernels.models.layers import channels_last
 from mobilevit_kernels.models.token_map import to_map, to_tokens, transform_map
 
@@ -68,7 +73,7 @@ class AcceleratedMobileViTLayer(AcceleratedBlock, MobileViTLayer):
         """Maps ``[B, C, H, W]`` to ``[B, C', H', W']`` as transformers' layer does, in channels_last memory."""
         if self.downsampling_layer is not None:
             features = self.downsampling_layer(features)
-        local = self.conv_1x1(self.conv_kxk(features))
+        local = run_chain(features, (self.conv_kxk, self.conv_1x1), conv_layer)
         patch_size: Any = (self.patch_height, self.patch_width)
         projected = self.conv_projection(transform_map(local, patch_size, self.transformer, self.layernorm))
         return self.fusion(torch.cat((features, projected), dim=1))
@@ -102,12 +107,13 @@ class AcceleratedMobileViTV2Layer(AcceleratedBlock, MobileViTV2Layer):
         """Maps ``[B, C, H, W]`` to ``[B, C', H', W']``, channels_last; ValueError where no patch fits."""
         if self.downsampling_layer is not None:
             features = self.downsampling_layer(features)
-        x = self.conv_1x1(self.conv_kxk(features))
+        x = run_chain(features, (self.conv_kxk, self.conv_1x1), conv_layer)
         height, width = x.shape[2:]
-        rows, columns = height % self.patch_height, width % self.patch_width
-        if height < self.patch_height or width < self.patch_width:
-            patch = f"{self.patch_height} x {self.patch_width}"
-            raise ValueError(f"{type(self).__name__}: a map of {height} x {width} holds no patch of {patch}")
+        patch: Any = (self.patch_height, self.patch_width)
+        rows, columns = height % patch[0], width % patch[1]
+        if height < patch[0] or width < patch[1]:
+            sizes = f"{height} x {width} holds no patch of {patch[0]} x {patch[1]}"
+            raise ValueError(f"{type(self).__name__}: a map of {sizes}")
         x = channels_last(x[:, :, : height - rows, : width - columns])
         x = self.layernorm(self.transformer(x))
         return self.conv_projection(F.pad(x, (0, columns, 0, rows)) if rows or columns else x)

@@ -58,21 +58,19 @@ LAYERS = {
 
 
 def _run(layer: Any, x: Tensor) -> Tensor:
-    parts, x = _parts(layer), convolve(x, layer.convolution)
-    return (layer.activation or _NOTHING)(x) if parts is None else parts.finish(x)
+    return _parts(layer).finish(convolve(x, layer.convolution))
 
 
-def _parts(layer: Any) -> ConvLayer | None:
-    if layer.normalization is None:
-        return None
+def _parts(layer: Any) -> ConvLayer:
     return ConvLayer(layer.convolution, layer.normalization, layer.activation or _NOTHING)
 
 
 def _run_block(block: Any, x: Tensor) -> Tensor:
-    out = run_chain(x, (block.expand_1x1, block.conv_3x3, block.reduce_1x1), _chain_parts)
+    out = run_chain(x, (block.expand_1x1, block.conv_3x3, block.reduce_1x1), conv_layer)
     return x + out if block.use_residual else out
 
 
-def _chain_parts(module: nn.Module) -> ConvLayer | None:
+def conv_layer(module: nn.Module) -> ConvLayer | None:
+    """The parts of an accelerated layer, or None where something else, or somebody's hook, is there."""
     accelerated = (AcceleratedMobileViTConvLayer, AcceleratedMobileViTV2ConvLayer)
     return _parts(module) if type(module) in accelerated and not has_hooks(module) else None

@@ -29,8 +29,9 @@ from mobilevit_kernels.models.accelerate.replacement import (
     require_patch_size,
     require_type,
 )
-from mobilevit_kernels.models.accelerate.timm_layers import LAYERS
-from mobilevit_kernels.models.convolve import convolve, project
+from mobilevit_kernels.models.accelerate.timm_layers import LAYERS, conv_layer
+from mobilevit_kernels.models.conv_chain import run_chain
+from mobilevit_kernels.models.convolve import project
 from mobilevit_kernels.models.layers import channels_last, resize_to_patches
 from mobilevit_kernels.models.token_map import to_map, to_tokens, transform_map
 
@@ -75,7 +76,7 @@ class AcceleratedMobileVitBlock(AcceleratedBlock, MobileVitBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, C, H, W]`` to ``[B, C', H', W']`` as timm's block does, in channels_last memory."""
-        y = convolve(self.conv_kxk(x), self.conv_1x1)
+        y = run_chain(x, (self.conv_kxk, self.conv_1x1), conv_layer)
         y = self.conv_proj(transform_map(y, self.patch_size, self.transformer, self.norm))
         return y if self.conv_fusion is None else self.conv_fusion(cat((x, y), dim=1))
 
@@ -106,7 +107,7 @@ class AcceleratedMobileVitV2Block(AcceleratedBlock, MobileVitV2Block):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, C, H, W]`` to ``[B, C', H', W']``, (H', W') rounded up to whole patches, channels_last."""
         x = resize_to_patches(x, self.patch_size, align_corners=True)
-        x = channels_last(convolve(self.conv_kxk(x), self.conv_1x1))
+        x = channels_last(run_chain(x, (self.conv_kxk, self.conv_1x1), conv_layer))
         return self.conv_proj(self.norm(self.transformer(x)))
 
 

@@ -32,7 +32,8 @@ def _parts(layer: Any) -> ConvLayer | None:
     return ConvLayer(layer.conv, norm, norm.act, BatchNormAct2d)
 
 
-def _chain_parts(module: nn.Module) -> ConvLayer | None:
+def conv_layer(module: nn.Module) -> ConvLayer | None:
+    """The parts of an :class:`AcceleratedConvNormAct`, or None where something else, or somebody's hook, is there."""
     if type(module) is not AcceleratedConvNormAct or has_hooks(module):
         return None
     return _parts(module) if getattr(module, "aa", None) is None else None
@@ -46,7 +47,7 @@ class AcceleratedBottleneckBlock(BottleneckBlock):
         between = (self.conv2b_kxk, self.attn)
         if isinstance(x, fx.Proxy) or not all(is_plain(module, nn.Identity) for module in between):
             return super().forward(x)
-        out = run_chain(x, (self.conv1_1x1, self.conv2_kxk, self.conv3_1x1), _chain_parts)
+        out = run_chain(x, (self.conv1_1x1, self.conv2_kxk, self.conv3_1x1), conv_layer)
         out = self.drop_path(self.attn_last(out))
         return self.act(out if self.shortcut is None else out + self.shortcut(x))
 
@@ -74,7 +75,7 @@ class AcceleratedConvMlp(ConvMlp):
 
 
 def _does_nothing(module: nn.Module) -> bool:
-    return (is_plain(module, nn.Dropout) and module.p == 0) or is_plain(module, nn.Identity)
+    return is_plain(module, nn.Identity) or (is_plain(module, nn.Dropout) and getattr(module, "p", 1) == 0)
 
 
 # timm's class -> ours.

@@ -8,9 +8,10 @@ import torch
 import transformers
 from foreign_models import V1_CONFIG
 from timm.models.byobnet import BottleneckBlock
+from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from torch import Tensor, fx, nn
-from transformers.models.mobilevit.modeling_mobilevit import MobileViTInvertedResidual
-from transformers.models.mobilevitv2.modeling_mobilevitv2 import MobileViTV2InvertedResidual
+from transformers.models.mobilevit.modeling_mobilevit import MobileViTInvertedResidual, MobileViTLayer
+from transformers.models.mobilevitv2.modeling_mobilevitv2 import MobileViTV2InvertedResidual, MobileViTV2Layer
 
 import mobilevit_kernels
 from mobilevit_kernels.models import accelerate
@@ -18,6 +19,7 @@ from mobilevit_kernels.models import accelerate
 KINDS = ("timm_v1", "timm_v2", "hf_v1", "hf_v2")
 OPS = ("pointwise_conv2d", "depthwise_conv2d", "batch_norm", "batch_norm_conv2d")
 RESIDUALS = (BottleneckBlock, MobileViTInvertedResidual, MobileViTV2InvertedResidual)
+BLOCKS = (MobileVitBlock, MobileVitV2Block, MobileViTLayer, MobileViTV2Layer)
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
@@ -40,7 +42,8 @@ def test_training_runs_on_the_kernels(
 ) -> None:
     """Every 1x1 and depthwise convolution and every BatchNorm; dense 3x3 convolutions stay with PyTorch.
 
-    In inverted residuals the depthwise and the second 1x1 convolution have the norms before them inside.
+    In inverted residuals the depthwise and the second 1x1 convolution have the norms before them inside, in MobileViT
+    blocks the first 1x1 convolution.
     """
     model = accelerate(build(kind)).train()
     calls = count_ops(logits, model, images())
@@ -48,12 +51,13 @@ def test_training_runs_on_the_kernels(
     pointwise = sum(conv.kernel_size == (1, 1) for conv in convs)
     depthwise = sum(conv.groups > 1 for conv in convs)
     residuals = sum(isinstance(module, RESIDUALS) for module in model.modules())
-    assert calls["mobilevit::batch_norm_conv2d"] == 2 * residuals > 0
-    linear = calls["mobilevit::pointwise_conv2d"] + residuals - pointwise
-    assert linear == (36 if kind == "timm_v1" else 0)
+    inside = 2 * residuals + sum(isinstance(module, BLOCKS) for module in model.modules())
+    assert calls["mobilevit::batch_norm_conv2d"] == inside > 2 * residuals > 0
+    linear = 36 if kind == "timm_v1" else 0
+    assert calls["mobilevit::pointwise_conv2d"] == pointwise + linear - (inside - residuals)
     assert calls["mobilevit::depthwise_conv2d"] == depthwise - residuals
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    assert calls["mobilevit::batch_norm"] == norms - 2 * residuals > 0
+    assert calls["mobilevit::batch_norm"] == norms - inside > 0
     dense = len(convs) - pointwise - depthwise
     assert calls["aten::convolution"] == dense > 0
     assert calls["aten::native_batch_norm"] == 0

@@ -146,9 +146,11 @@ def test_a_norm_that_autocast_leaves_alone_is_not_narrowed(
 @pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050", "mobilevitv3_s"])
 def test_a_whole_model_trains_on_them(name: str, calls: list[tuple[int, ...]]) -> None:
     model = create_model(name, num_classes=7).train()
-    blocks = sum(isinstance(module, InvertedResidual) for module in model.modules())
+    residuals = sum(isinstance(module, InvertedResidual) for module in model.modules())
+    blocks = sum(hasattr(module, "conv_proj") for module in model.modules())
     model(torch.randn(2, 3, 64, 64)).sum().backward()
-    assert calls == [(3, 3), (1, 1)] * blocks != []
+    assert calls.count((3, 3)) == residuals > 0
+    assert calls.count((1, 1)) == residuals + blocks > residuals
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

@@ -112,9 +112,9 @@ def test_autocast_keeps_the_statistics_in_float32(layer: ConvNormAct, calls: lis
 
 
 def test_a_whole_model_trains_on_it(calls: list[bool]) -> None:
-    """But for the norms inside inverted residuals (test_model_conv_chain.py): two in each of seven."""
+    """But for the norms in front of convolutions (test_model_conv_chain.py): in seven residuals and three blocks."""
     model = create_model("mobilevit_xxs", num_classes=7).train()
     model(torch.randn(2, 3, 64, 64)).sum().backward()
-    assert len(calls) == 32 - 14
-    assert sum(calls) < 18
+    assert len(calls) == 32 - 2 * 7 - 3
+    assert sum(calls) < len(calls)
     assert all(parameter.grad is not None for parameter in model.parameters())
