@@ -67,6 +67,11 @@ def _convolution_flops(x: Tensor, packed: Tensor, out: int, kernel: int, stride:
     return 2.0 * x.numel() * out * kernel**2 / stride**2
 
 
+def _winograd_flops(x: Tensor, packed: Tensor, out: int, *_: Any) -> float:
+    batch, channels, height, width = x.shape
+    return 2.0 * 16 * batch * math.ceil(height / 2) * math.ceil(width / 2) * channels * out
+
+
 def _depthwise_flops(x: Tensor, packed: Tensor, stride: int, *_: Any) -> float:
     return 18.0 * x.numel() / stride**2
 
@@ -85,6 +90,7 @@ FLOPS: dict[str, Callable[..., float]] = {
     "mobilevit.separable_transformer": _separable_flops,
     "mobilevit.inverted_residual": _block_flops,
     "mobilevit.convolution": _convolution_flops,
+    "mobilevit.winograd_convolution": _winograd_flops,
     "mobilevit.depthwise_convolution": _depthwise_flops,
     "mobilevit.pooled_linear": _pooled_linear_flops,
     "aten.addmm": _addmm_flops,

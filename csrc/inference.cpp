@@ -26,7 +26,7 @@ void inference_only(const c10::OperatorHandle& op, c10::DispatchKeySet keys, tor
 TORCH_LIBRARY_IMPL(mobilevit, Autograd, m) {
   for (const char* name :
        {"transformer_layer", "separable_transformer_layer", "transformer", "separable_transformer", "convolution",
-        "depthwise_convolution", "inverted_residual", "pooled_linear"}) {
+        "depthwise_convolution", "inverted_residual", "pooled_linear", "winograd_convolution"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&inference_only>());
   }
 }

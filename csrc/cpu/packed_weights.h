@@ -42,8 +42,12 @@ class PackedReader {
   explicit PackedReader(const W* data) : data_(data) {}
 
   PackedLinear<W> linear(int64_t outputs, int64_t inputs) {
-    const W* weight = take(round_up(outputs, kPackedColumns) * padded_inputs<W>(inputs));
+    const W* weight = matrix(outputs, inputs);
     return {weight, vector(outputs), inputs, outputs};
+  }
+  // The weight of a linear layer alone.
+  const W* matrix(int64_t outputs, int64_t inputs) {
+    return take(round_up(outputs, kPackedColumns) * padded_inputs<W>(inputs));
   }
   // Vectors are float32 beside weights of any dtype.
   const float* vector(int64_t size) {

@@ -19,6 +19,7 @@ from mobilevit_kernels.ops.separable_transformer_layer import separable_transfor
 from mobilevit_kernels.ops.transformer import transformer  # noqa: E402
 from mobilevit_kernels.ops.transformer_layer import transformer_layer  # noqa: E402
 from mobilevit_kernels.ops.unfold_attn_fold import unfold_attn_fold  # noqa: E402
+from mobilevit_kernels.ops.winograd_convolution import winograd_convolution  # noqa: E402
 
 __all__ = [
     "batch_norm",
@@ -36,4 +37,5 @@ __all__ = [
     "transformer",
     "transformer_layer",
     "unfold_attn_fold",
+    "winograd_convolution",
 ]

@@ -122,6 +122,23 @@ def pack_convolution(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.fl
     return torch.cat([_panels(weight.permute(0, 2, 3, 1), dtype), _vector(bias, dtype)])
 
 
+def pack_winograd_convolution(weight: Tensor, bias: Tensor) -> Tensor:
+    """Packs a 3x3 convolution for minimal filtering, in float32: G g G^T of each kernel g (arXiv 1509.09308, eq. 8).
+
+    Args:
+        weight: ``[C_out, C, 3, 3]``.
+        bias: ``[C_out]``.
+
+    Returns:
+        Vector for :func:`mobilevit_kernels.ops.winograd_convolution`: a matrix of C_out by C for each of its 16 products.
+    """
+    rows = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
+    transform = torch.tensor(rows, dtype=torch.float64, device=weight.device)
+    planes = torch.einsum("ij,ocjk,lk->iloc", transform, weight.detach().double(), transform).flatten(0, 1)
+    panels = [_panels(plane, torch.float32) for plane in planes]
+    return torch.cat([*panels, _vector(bias, torch.float32)])
+
+
 def pack_depthwise_convolution(weight: Tensor, bias: Tensor) -> Tensor:
     """Packs a 3x3 depthwise convolution, in float32.
 
@@ -165,6 +182,11 @@ def convolution_size(
 ) -> int:
     """Elements that the packed parameters of a convolution have."""
     return linear_size(out_channels, kernel_size**2 * _paired_inputs(channels, dtype), dtype)
+
+
+def winograd_convolution_size(channels: int, out_channels: int) -> int:
+    """Elements that the packed parameters of a 3x3 convolution for minimal filtering have."""
+    return 16 * _round_up(out_channels, PANEL) * channels + _vector_size(out_channels, torch.float32)
 
 
 def inverted_residual_size(

@@ -17,7 +17,15 @@ from mobilevit_kernels.models.optimize.predicates import (
 )
 from mobilevit_kernels.ops.convolution import convolution
 from mobilevit_kernels.ops.depthwise_convolution import depthwise_convolution
-from mobilevit_kernels.ops.packing import pack_convolution, pack_depthwise_convolution
+from mobilevit_kernels.ops.packing import (
+    pack_convolution,
+    pack_depthwise_convolution,
+    pack_winograd_convolution,
+)
+from mobilevit_kernels.ops.winograd_convolution import winograd_convolution
+
+# With fewer channels the transforms take longer than the products that they save.
+MIN_WINOGRAD_CHANNELS = 32
 
 
 class _Sizes(NamedTuple):
@@ -46,6 +54,28 @@ class FusedConvolution(PackedOp):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> ``[B, C_out, H', W']``."""
         return convolution(x, self.packed, *self.sizes)
+
+
+class _WinogradSizes(NamedTuple):
+    out_channels: int
+    silu: bool
+
+
+class FusedWinogradConvolution(PackedOp):
+    """3x3 convolution and SiLU as one op in float32 (:func:`mobilevit_kernels.ops.winograd_convolution`).
+
+    Args:
+        conv: a dense convolution of stride 1 and padding 1, the norm after it folded into it.
+        silu: activates the result.
+    """
+
+    def __init__(self, conv: nn.Conv2d, silu: bool) -> None:
+        packed = pack_winograd_convolution(*weight_and_bias(conv))
+        super().__init__(packed, _WinogradSizes(conv.out_channels, silu))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> ``[B, C_out, H, W]``."""
+        return winograd_convolution(x, self.packed, *self.sizes)
 
 
 class _DepthwiseSizes(NamedTuple):
@@ -91,7 +121,7 @@ def fuse_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> i
 
 def fuse(
     layer: nn.Module, dtype: torch.dtype = torch.float32, bare: bool = False
-) -> FusedConvolution | FusedDepthwiseConvolution | None:
+) -> FusedConvolution | FusedWinogradConvolution | FusedDepthwiseConvolution | None:
     """One module that computes what ``layer`` computes, or None.
 
     Args:
@@ -107,7 +137,16 @@ def fuse(
         return None
     if is_depthwise(found[0]):
         return FusedDepthwiseConvolution(*found)
-    return FusedConvolution(*found, dtype) if _is_dense_and_square(found[0]) else None
+    if not _is_dense_and_square(found[0]):
+        return None
+    if dtype == torch.float32 and _takes_minimal_filtering(found[0]):
+        return FusedWinogradConvolution(*found)
+    return FusedConvolution(*found, dtype)
+
+
+def _takes_minimal_filtering(conv: nn.Conv2d) -> bool:
+    sides = (conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.dilation[0])
+    return sides == (3, 1, 1, 1) and min(conv.in_channels, conv.out_channels) >= MIN_WINOGRAD_CHANNELS
 
 
 def _is_dense_and_square(conv: nn.Conv2d) -> bool:
