@@ -130,7 +130,7 @@ def pack_winograd_convolution(weight: Tensor, bias: Tensor) -> Tensor:
         bias: ``[C_out]``.
 
     Returns:
-        Vector for :func:`mobilevit_kernels.ops.winograd_convolution`: a matrix of C_out by C for each of its 16 products.
+        Vector for :func:`mobilevit_kernels.ops.winograd_convolution`: a matrix C_out by C for each of its 16 products.
     """
     rows = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
     transform = torch.tensor(rows, dtype=torch.float64, device=weight.device)

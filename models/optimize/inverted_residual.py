@@ -71,14 +71,19 @@ def _timm_residual(block: Any) -> bool | None:
     return True if type(block.shortcut) is nn.Identity else None
 
 
+_TIMM = _Names("conv1_1x1", "conv2_kxk", "conv3_1x1", _timm_residual)
 _HF = _Names("expand_1x1", "conv_3x3", "reduce_1x1", lambda block: block.use_residual)
+_ACCELERATE = "mobilevit_kernels.models.accelerate"
 _BLOCKS = {
     "mobilevit_kernels.models.layers.InvertedResidual": _Names(
         "conv1_1x1", "conv2_kxk", "conv3_1x1", lambda block: block.has_residual
     ),
-    "timm.models.byobnet.BottleneckBlock": _Names("conv1_1x1", "conv2_kxk", "conv3_1x1", _timm_residual),
+    "timm.models.byobnet.BottleneckBlock": _TIMM,
+    f"{_ACCELERATE}.timm_layers.AcceleratedBottleneckBlock": _TIMM,
     "transformers.models.mobilevit.modeling_mobilevit.MobileViTInvertedResidual": _HF,
     "transformers.models.mobilevitv2.modeling_mobilevitv2.MobileViTV2InvertedResidual": _HF,
+    f"{_ACCELERATE}.huggingface_layers.AcceleratedMobileViTInvertedResidual": _HF,
+    f"{_ACCELERATE}.huggingface_layers.AcceleratedMobileViTV2InvertedResidual": _HF,
 }
 
 
