@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mobilevit_kernels import optimize_for_inference
 from mobilevit_kernels.models import create_model
+from mobilevit_kernels.models.optimize import convolution
 from mobilevit_kernels.models.optimize.inverted_residual import FusedInvertedResidual
 
 OURS = ("mobilevit_xxs", "mobilevitv2_050", "mobilevitv3_xxs", "mobilevitv3_050")
@@ -48,6 +49,28 @@ def test_dilated_blocks_of_segmentation() -> None:
     assert len(blocks) == len(of_class(model, *BLOCKS))
     assert {block.sizes.dilation for block in blocks} >= {1, 2}
     check_outputs(optimized, model)
+
+
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Conv2d], str]] = {
+    "3x3": (lambda: nn.Conv2d(32, 40, 3, 1, 1), "FusedWinogradConvolution"),
+    "few channels": (lambda: nn.Conv2d(31, 40, 3, 1, 1), "FusedConvolution"),
+    "stride": (lambda: nn.Conv2d(32, 40, 3, 2, 1), "FusedConvolution"),
+    "no padding": (lambda: nn.Conv2d(32, 40, 3), "FusedConvolution"),
+    "dilation": (lambda: nn.Conv2d(32, 40, 3, 1, 1, 2), "FusedConvolution"),
+    "5x5": (lambda: nn.Conv2d(32, 40, 5, 1, 1), "FusedConvolution"),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_which_convolutions_take_minimal_filtering(name: str) -> None:
+    make, expected = CONVOLUTIONS[name]
+    conv = make().eval()
+    fused = convolution.fuse(conv, bare=True)
+    assert type(fused).__name__ == expected
+    x = torch.randn(2, conv.in_channels, 9, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(x), conv(x), rtol=1e-4, atol=1e-5)
+    assert type(convolution.fuse(conv, torch.bfloat16, bare=True)).__name__ == "FusedConvolution"
 
 
 def watch(block: nn.Module) -> None:

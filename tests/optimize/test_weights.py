@@ -48,8 +48,11 @@ def test_a_copy_of_a_copy() -> None:
 
 
 def test_weights_are_held_once() -> None:
+    """3x3 kernels for minimal filtering as 16 numbers in place of 9."""
     model = create_model("mobilevit_s")
+    kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    filtered = sum(weight.nbytes for weight in kernels if weight.shape[1] >= 32)
     plain, packed = (
         sum(tensor.nbytes for tensor in tensors_of(one)) for one in (model, optimize_for_inference(model))
     )
-    assert 0.9 * plain < packed < 1.05 * plain
+    assert 0.9 * plain < packed - filtered * 7 / 9 < 1.05 * plain
