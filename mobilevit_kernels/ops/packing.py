@@ -132,11 +132,19 @@ def pack_winograd_convolution(weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Vector for :func:`mobilevit_kernels.ops.winograd_convolution`: a matrix C_out by C for each of its 16 products.
     """
-    rows = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-    transform = torch.tensor(rows, dtype=torch.float64, device=weight.device)
-    planes = torch.einsum("ij,ocjk,lk->iloc", transform, weight.detach().double(), transform).flatten(0, 1)
-    panels = [_panels(plane, torch.float32) for plane in planes]
-    return torch.cat([*panels, _vector(bias, torch.float32)])
+    rows = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+    kernels, size = weight.detach(), winograd_convolution_size(weight.shape[1], weight.shape[0])
+    packed = kernels.new_empty(size, dtype=torch.float32)
+    vector = _vector(bias, torch.float32)
+    planes = packed[: -vector.shape[0]].view(16, -1)
+    # In float64, a matrix at a time: all together would be the largest tensors of the start of a process.
+    for i, row in enumerate(rows):
+        half = sum(factor * kernels[:, :, j].double() for j, factor in enumerate(row))
+        for j, column in enumerate(rows):
+            plane = half @ kernels.new_tensor(column, dtype=torch.float64)
+            planes[4 * i + j] = _panels(plane, torch.float32)
+    packed[-vector.shape[0] :] = vector
+    return packed
 
 
 def pack_depthwise_convolution(weight: Tensor, bias: Tensor) -> Tensor:
