@@ -138,11 +138,13 @@ def pack_winograd_convolution(weight: Tensor, bias: Tensor) -> Tensor:
     vector = _vector(bias, torch.float32)
     planes = packed[: -vector.shape[0]].view(16, -1)
     # In float64, a matrix at a time: all together would be the largest tensors of the start of a process.
-    for i, row in enumerate(rows):
-        half = sum(factor * kernels[:, :, j].double() for j, factor in enumerate(row))
-        for j, column in enumerate(rows):
-            plane = half @ kernels.new_tensor(column, dtype=torch.float64)
-            planes[4 * i + j] = _panels(plane, torch.float32)
+    transform = kernels.new_tensor(rows, dtype=torch.float64)
+    for i in range(4):
+        half = torch.zeros_like(kernels[:, :, 0], dtype=torch.float64)
+        for j in range(3):
+            half += transform[i, j] * kernels[:, :, j]
+        for j in range(4):
+            planes[4 * i + j] = _panels(half @ transform[j], torch.float32)
     packed[-vector.shape[0] :] = vector
     return packed
 
