@@ -44,6 +44,14 @@ auto run_backward(const Function& function) {
   return function();
 }
 
+// Without the gradients that nobody wants.
+variable_list only_needed(variable_list gradients, const c10::List<bool>& needs) {
+  for (size_t i = 0; i < needs.size(); ++i) {
+    if (!needs[i]) gradients[i] = at::Tensor();
+  }
+  return gradients;
+}
+
 // Saves qkv, the output and one logsumexp per token and head.
 class UnfoldAttnFold : public torch::autograd::Function<UnfoldAttnFold> {
  public:
@@ -123,11 +131,7 @@ class SeparableAttn : public torch::autograd::Function<SeparableAttn> {
     const auto [x, qkv_weight, bias, out_weight, out_bias] = run_backward([&] {
       return op.call(grads[0], saved[0], saved[1], qkv_bias, saved[3], saved[4], saved[5], saved[6], patch_size, mask);
     });
-    variable_list result = {x, qkv_weight, bias, out_weight, out_bias, {}};
-    for (size_t i = 0; i < needs.size(); ++i) {
-      if (!needs[i]) result[i] = at::Tensor();
-    }
-    return result;
+    return only_needed({x, qkv_weight, bias, out_weight, out_bias, {}}, needs);
   }
 };
 
@@ -175,11 +179,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     const c10::List<bool> needs = ctx->saved_data["needs"].toBoolList();
     const auto [x, weight, bias] =
         run_backward([&] { return op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], eps, silu); });
-    variable_list result = {x, weight, bias, {}, {}};
-    for (size_t i = 0; i < needs.size(); ++i) {
-      if (!needs[i]) result[i] = at::Tensor();
-    }
-    return result;
+    return only_needed({x, weight, bias, {}, {}}, needs);
   }
 };
 
@@ -211,7 +211,7 @@ class PointwiseConv2d : public torch::autograd::Function<PointwiseConv2d> {
     const std::array<bool, 3> mask = {needs[0], needs[1], needs[2]};
     const auto [x, weight, bias] =
         run_backward([&] { return op.call(grads[0], saved[0], saved[1], silu_input, mask); });
-    return {needs[0] ? x : at::Tensor(), needs[1] ? weight : at::Tensor(), needs[2] ? bias : at::Tensor(), {}};
+    return only_needed({x, weight, bias, {}}, needs);
   }
 };
 
@@ -261,11 +261,7 @@ class BatchNormConv2d : public torch::autograd::Function<BatchNormConv2d> {
     const auto [x, norm_weight, norm_bias, weight] = run_backward([&] {
       return op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], eps, silu, stride, dilation);
     });
-    variable_list result = {x, norm_weight, norm_bias, weight, {}, {}, {}, {}};
-    for (size_t i = 0; i < needs.size(); ++i) {
-      if (!needs[i]) result[i] = at::Tensor();
-    }
-    return result;
+    return only_needed({x, norm_weight, norm_bias, weight, {}, {}, {}, {}}, needs);
   }
 };
 
@@ -309,7 +305,7 @@ class DepthwiseConv2d : public torch::autograd::Function<DepthwiseConv2d> {
     const std::array<bool, 2> mask = {needs[0], needs[1]};
     const auto [x, weight] =
         run_backward([&] { return op.call(grads[0], saved[0], saved[1], stride, dilation, mask); });
-    return {needs[0] ? x : at::Tensor(), needs[1] ? weight : at::Tensor(), {}, {}};
+    return only_needed({x, weight, {}, {}}, needs);
   }
 };
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mobilevit_kernels.models.convolve import convolve, takes_norm
 from mobilevit_kernels.models.fused_layers import is_silu
-from mobilevit_kernels.models.norm_act import fused_norm_act, fuses_norm_act, update_statistics
+from mobilevit_kernels.models.norm_act import fuses_norm_act, norm_act, update_statistics
 from mobilevit_kernels.ops import batch_norm_conv2d
 
 _NOTHING = nn.Identity()
@@ -31,13 +31,7 @@ class ConvLayer(NamedTuple):
 
     def finish(self, x: Tensor) -> Tensor:
         """Norm and activation of what the convolution returned."""
-        norm = self.norm
-        if norm is None:
-            return self.act(x)
-        if fuses_norm_act(x, norm, self.act, self.kind):
-            return fused_norm_act(x, norm, self.act)
-        x = norm(x)
-        return x if self.act in norm.children() else self.act(x)
+        return self.act(x) if self.norm is None else norm_act(x, self.norm, self.act, self.kind)
 
     def finish_into(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
         """``conv`` of what :meth:`finish` returns."""
@@ -77,7 +71,7 @@ def run_chain(x: Tensor, modules: Sequence[nn.Module], parts_of: PartsOf) -> Ten
     whole = [layer for layer in layers if layer is not None]
     if len(whole) < len(layers):
         for module in modules:
-            x = module(x)
+            x = convolve(x, module) if isinstance(module, nn.Conv2d) else module(x)
         return x
     x = convolve(x, whole[0].conv)
     for layer, following in pairwise(whole):

@@ -21,11 +21,11 @@ def convolve(x: Tensor, conv: nn.Conv2d, act: nn.Module | None = None) -> Tensor
         conv: the convolution.
         act: the activation before it.
     """
-    if _is_pointwise(conv) and _is_product(x, conv, nn.Conv2d):
+    if _runs_as_pointwise(x, conv):
         return _product(x, conv, act)
     if act is not None:
         x = act(x)
-    if x.dim() == 4 and _runs_here(x, conv, nn.Conv2d) and _is_depthwise(conv):
+    if _runs_as_depthwise(x, conv):
         return depthwise_conv2d(x, conv.weight, conv.stride[0], conv.dilation[0])
     return conv(x)
 
@@ -51,9 +51,17 @@ def takes_norm(x: Tensor, conv: nn.Conv2d) -> bool:
         x: ``[B, C, H, W]``, what the norm is given, in the dtype of the convolution.
         conv: a convolution without bias.
     """
-    if x.dtype != compute_dtype(x) or not _runs_here(x, conv, nn.Conv2d) or conv.bias is not None:
+    if x.dtype != compute_dtype(x) or conv.bias is not None:
         return False
-    return _is_depthwise(conv) or (_is_pointwise(conv) and not _on_matrix_unit(x))
+    return _runs_as_depthwise(x, conv) or _runs_as_pointwise(x, conv)
+
+
+def _runs_as_pointwise(x: Tensor, conv: nn.Conv2d) -> bool:
+    return _is_pointwise(conv) and _is_product(x, conv, nn.Conv2d)
+
+
+def _runs_as_depthwise(x: Tensor, conv: nn.Conv2d) -> bool:
+    return x.dim() == 4 and _runs_here(x, conv, nn.Conv2d) and _is_depthwise(conv)
 
 
 def _is_product(x: Tensor, layer: nn.Module, kind: type[nn.Module]) -> bool:

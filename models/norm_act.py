@@ -7,7 +7,9 @@ from mobilevit_kernels.models.fused_layers import has_hooks, is_plain, is_silu, 
 from mobilevit_kernels.ops.batch_norm import batch_norm
 
 
-def norm_act(x: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
+def norm_act(
+    x: Tensor, norm: nn.Module, act: nn.Module, kind: type[nn.BatchNorm2d] = nn.BatchNorm2d
+) -> Tensor:
     """``act(norm(x))``; a training BatchNorm with its SiLU (or none) runs as :func:`mobilevit_kernels.ops.batch_norm`.
 
     Other norms (SyncBatchNorm, frozen ones, those without running statistics), other activations, modules with hooks,
@@ -15,9 +17,13 @@ def norm_act(x: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
 
     Args:
         x: ``[B, C, H, W]``.
-        norm, act: what is called in this order.
+        norm, act: what is called in this order; an activation that is a part of the norm is called by it.
+        kind: the class of a norm that the op may stand for.
     """
-    return fused_norm_act(x, norm, act) if fuses_norm_act(x, norm, act) else act(norm(x))
+    if fuses_norm_act(x, norm, act, kind):
+        return fused_norm_act(x, norm, act)
+    x = norm(x)
+    return x if act in norm.children() else act(x)
 
 
 def fuses_norm_act(

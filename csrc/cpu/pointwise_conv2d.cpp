@@ -19,17 +19,13 @@ PointwiseShape shape_of(const at::Tensor& x, const at::Tensor& weight) {
 }
 
 at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, bool silu_input) {
-  InputActivation activation;
-  activation.silu = silu_input;
-  return pointwise_conv2d(x, weight, bias, activation);
+  return pointwise_conv2d(x, weight, bias, {.silu = silu_input});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight, bool silu_input,
     std::array<bool, 3> output_mask) {
-  InputActivation activation;
-  activation.silu = silu_input;
-  return pointwise_conv2d_backward(grad_out, x, weight, activation, output_mask);
+  return pointwise_conv2d_backward(grad_out, x, weight, {.silu = silu_input}, output_mask);
 }
 
 }  // namespace

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mobilevit_kernels.ops.registration import accumulate_dtype
+
 
 def check_patch_grid(name: str, x: Tensor, patch_size: Sequence[int]) -> None:
     """Raises ValueError unless ``x`` is 4-d and divides into patches."""
@@ -118,9 +120,8 @@ def check_depthwise_conv2d(x: Tensor, weight: Tensor, stride: int, dilation: int
     if tuple(weight.shape) != (channels, 1, 3, 3):
         raise ValueError(f"weight: expected {[channels, 1, 3, 3]}, got {list(weight.shape)}")
     _check_alike("weight", weight, x)
-    for name, value in (("stride", stride), ("dilation", dilation)):
-        if value < 1:
-            raise ValueError(f"{name}: expected a positive int, got {value}")
+    _check_positive("stride", stride)
+    _check_positive("dilation", dilation)
     if height < 1 or width < 1:
         raise ValueError(f"x: expected at least one pixel, got {height} x {width}")
 
@@ -156,9 +157,8 @@ def check_batch_norm_conv2d(
             f"weight: expected [O, {channels}, 1, 1] or {[channels, 1, 3, 3]}, got {list(sizes)}"
         )
     _check_alike("weight", weight, x)
-    for name, value in (("stride", stride), ("dilation", dilation)):
-        if value < 1:
-            raise ValueError(f"{name}: expected a positive int, got {value}")
+    _check_positive("stride", stride)
+    _check_positive("dilation", dilation)
     if pointwise and stride != 1:
         raise ValueError(f"stride: expected 1 with a kernel of one pixel, got {stride}")
 
@@ -169,9 +169,8 @@ def check_batch_norm_conv2d_backward(
     """Raises ValueError or TypeError where what ``batch_norm_conv2d`` returned, or its gradient, is not that."""
     sides = ((side - 1) // stride + 1 for side in x.shape[2:])
     _check_saved("grad_out", grad_out, (x.shape[0], weight.shape[0], *sides), x.dtype, x)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    _check_saved("mean", mean, (x.shape[1],), wide, x)
-    _check_saved("var", var, (x.shape[1],), wide, x)
+    for name, statistic in (("mean", mean), ("var", var)):
+        _check_saved(name, statistic, (x.shape[1],), accumulate_dtype(x.dtype), x)
 
 
 def check_map(x: Tensor) -> None:
@@ -187,6 +186,11 @@ def check_floating(name: str, x: Tensor) -> None:
     """Raises TypeError unless ``x`` has a floating-point dtype."""
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}: expected a positive int, got {value}")
 
 
 def _check_normalizable(x: Tensor, eps: float) -> None:
