@@ -10,6 +10,7 @@ from convolution_problems import ConvolutionProblem
 from error_rule import check_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_checks import check_inference_op
 from torch import Tensor
 
 from mobilevit_kernels import ops
@@ -160,12 +161,7 @@ def test_large_values_do_not_overflow_in_the_activation() -> None:
 def test_opcheck_and_compile(kernel: int, dtype: torch.dtype) -> None:
     x, *others = ConvolutionProblem.random((2, 20, 6, 5), 24, kernel, dtype, stride=2).arguments()
     overload = torch.ops.mobilevit.convolution.default
-    torch.library.opcheck(overload, (x, *others))
-    compiled = torch.compile(
-        lambda x: overload(x, *others) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    with torch.no_grad():
-        assert torch.equal(compiled(x), overload(x, *others) + 1)
+    check_inference_op(overload, x, *others)
 
 
 def test_autocast_casts_the_map() -> None:

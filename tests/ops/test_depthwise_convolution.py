@@ -8,6 +8,7 @@ import torch
 from error_rule import check_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_checks import check_inference_op
 from torch import Tensor
 
 from mobilevit_kernels import ops, reference
@@ -140,12 +141,7 @@ def test_opcheck_and_compile(dtype: torch.dtype) -> None:
     x, *others = Problem.random((2, 20, 6, 5), stride=2).arguments()
     x = x.to(dtype)
     overload = torch.ops.mobilevit.depthwise_convolution.default
-    torch.library.opcheck(overload, (x, *others))
-    compiled = torch.compile(
-        lambda x: overload(x, *others) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    with torch.no_grad():
-        assert torch.equal(compiled(x), overload(x, *others) + 1)
+    check_inference_op(overload, x, *others)
 
 
 def test_a_gradient_is_refused() -> None:

@@ -9,6 +9,7 @@ from capabilities import LOWER, needs_avx512, run_with
 from error_rule import check_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_checks import check_inference_op
 from torch import Tensor
 
 from mobilevit_kernels import ops, reference
@@ -119,12 +120,7 @@ def test_opcheck_and_compile(dtype: torch.dtype) -> None:
     x, *others = Problem.random(2, 20, 6, 5, 7).arguments()
     x = x.to(dtype)
     overload = torch.ops.mobilevit.pooled_linear.default
-    torch.library.opcheck(overload, (x, *others))
-    compiled = torch.compile(
-        lambda x: overload(x, *others) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    with torch.no_grad():
-        assert torch.equal(compiled(x), overload(x, *others) + 1)
+    check_inference_op(overload, x, *others)
 
 
 def test_autocast_casts_the_map() -> None:

@@ -6,6 +6,7 @@ from capabilities import LOWER, needs_avx512, run_with
 from error_rule import check_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_checks import check_inference_op
 from torch import Tensor
 from transformer_problems import TRANSFORMERS, TransformerProblem
 
@@ -159,12 +160,7 @@ def test_opcheck_and_compile(op: str, dtype: torch.dtype) -> None:
     x, *others = problem.arguments()
     x = x.to(dtype)
     overload = getattr(torch.ops.mobilevit, op).default
-    torch.library.opcheck(overload, (x, *others))
-    compiled = torch.compile(
-        lambda x: overload(x, *others) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    with torch.no_grad():
-        assert torch.equal(compiled(x), overload(x, *others) + 1)
+    check_inference_op(overload, x, *others)
 
 
 def test_autocast_casts_the_map(op: str) -> None:

@@ -9,7 +9,7 @@ from convolution_problems import ConvolutionProblem
 from error_rule import check_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import poisoned_memory
+from op_checks import check_inference_op, poisoned_memory
 from torch import Tensor
 
 from mobilevit_kernels import ops
@@ -119,12 +119,7 @@ def test_non_finite_pixels_stay_in_the_tiles_that_read_them(value: float) -> Non
 def test_opcheck_and_compile() -> None:
     x, *others = WinogradProblem.of((2, 20, 6, 5), 24).arguments()
     overload = torch.ops.mobilevit.winograd_convolution.default
-    torch.library.opcheck(overload, (x, *others))
-    compiled = torch.compile(
-        lambda x: overload(x, *others) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    with torch.no_grad():
-        assert torch.equal(compiled(x), overload(x, *others) + 1)
+    check_inference_op(overload, x, *others)
 
 
 def test_autocast_casts_the_map() -> None:

@@ -104,3 +104,14 @@ def backward_arguments(problem: Any, mask: tuple[bool, bool] = (True, True)) -> 
     if problem.op == "separable_attn":
         return [grad_out, *problem.tensors[:4], *saved, *problem.args, list(mask)]
     return [grad_out, problem.tensors[0], out, *saved, *problem.args]
+
+
+def check_inference_op(overload: Any, x: Tensor, *others: Any) -> None:
+    """opcheck, and the same bits in a compiled graph of any size."""
+    torch.library.opcheck(overload, (x, *others))
+    torch.compiler.reset()  # graphs are counted by the code of the function, which is one for all ops
+    compiled = torch.compile(
+        lambda x: overload(x, *others) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    with torch.no_grad():
+        assert torch.equal(compiled(x), overload(x, *others) + 1)
