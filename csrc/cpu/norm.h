@@ -18,24 +18,35 @@ inline void for_vectors(int64_t n, const Step& step) {
   if (i < n) step(i, n - i);
 }
 
+// The sum over a row of add(offset, lanes, sum so far): several sums at a time hide each other's latency.
+template <typename Add>
+inline float sum_vectors(int64_t n, const Add& add) {
+  constexpr int64_t kLanes = Vec<float>::size(), kSums = 4;
+  Vec<float> sums[kSums] = {Vec<float>(0), Vec<float>(0), Vec<float>(0), Vec<float>(0)};
+  int64_t i = 0;
+  for (; i + kSums * kLanes <= n; i += kSums * kLanes) {
+    for (int64_t k = 0; k < kSums; ++k) sums[k] = add(i + k * kLanes, kLanes, sums[k]);
+  }
+  for (; i < n; i += kLanes) sums[0] = add(i, std::min(n - i, kLanes), sums[0]);
+  return horizontal_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 inline float row_sum(const float* row, int64_t n) {
-  Vec<float> sum(0);
-  for_vectors(n, [&](int64_t i, int64_t lanes) { sum = sum + Vec<float>::loadu(row + i, lanes); });
-  return horizontal_sum(sum);
+  return sum_vectors(n, [row](int64_t i, int64_t lanes, const Vec<float>& sum) {
+    return sum + Vec<float>::loadu(row + i, lanes);
+  });
 }
 
 // sum_i (row[i] - origin)**2
 inline float squared_distance(const float* row, int64_t n, float origin) {
   constexpr int64_t kLanes = Vec<float>::size();
   const Vec<float> center(origin);
-  Vec<float> sum(0);
-  for_vectors(n, [&](int64_t i, int64_t lanes) {
+  return sum_vectors(n, [row, center](int64_t i, int64_t lanes, const Vec<float>& sum) {
     const Vec<float> distance = Vec<float>::loadu(row + i, lanes) - center;
     // Lanes past the end are not part of the row.
     const Vec<float> counted = lanes == kLanes ? distance : Vec<float>::set(Vec<float>(0), distance, lanes);
-    sum = at::vec::fmadd(counted, counted, sum);
+    return at::vec::fmadd(counted, counted, sum);
   });
-  return horizontal_sum(sum);
 }
 
 // normed[i] = (row[i] - mean) * factor, in the type of normed.

@@ -6,6 +6,7 @@
 // the rows of the weight gradients, so that no thread keeps a sum of its own. grad_x needs grad_pooled, and so all
 // chunks; until then it holds grad_v.
 #include "cpu/packed.h"
+#include "cpu/pool.h"
 #include "cpu/products.h"
 #include "cpu/separable_attn_gate.h"
 #include "cpu/separable_attn_kernel.h"

@@ -7,34 +7,12 @@
 
 #include "cpu/packed.h"
 #include "cpu/packed_dtypes.h"
+#include "cpu/pool.h"
 #include "cpu/separable_attn_rows.h"
 #include "cpu/separable_attn_tile.h"
 
-#include <limits>
-
 namespace mobilevit::cpu::CPU_CAPABILITY {
 namespace {
-
-constexpr int64_t kPoolTokens = 64;  // tokens per partial pool: fixed, so that sums do not depend on the threads
-
-// e**x for x <= 0 (or NaN). The rounding of x * log2(e) is put back, for sums over many tokens would show it.
-template <typename A>
-Vec<A> exp_nonpositive(const Vec<A>& x) {
-  const Vec<A> log2_e(static_cast<A>(kLog2E));
-  const Vec<A> exponent = x * log2_e;
-  const Vec<A> result = exp2_nonpositive<A>(exponent);
-  const Vec<A> lost = at::vec::fmsub(x, log2_e, exponent) + x * Vec<A>(static_cast<A>(kLog2E - static_cast<A>(kLog2E)));
-  const Vec<A> corrected = at::vec::fmadd(result, lost * Vec<A>(static_cast<A>(kLn2)), result);
-  // Far below zero the correction is 0 * inf.
-  return Vec<A>::blendv(corrected, result, result == Vec<A>(0));
-}
-
-template <typename A>
-A exp_nonpositive(A x) {
-  alignas(64) A lanes[Vec<A>::size()];
-  exp_nonpositive<A>(Vec<A>(x)).store(lanes);
-  return lanes[0];
-}
 
 // relu(value) * context of the row's group, from the value projection without its bias.
 template <typename A>
@@ -73,8 +51,8 @@ class Forward {
         pool_runs_(args.shape, kPoolTokens),
         x_(args_.shape, args_.x),
         out_(args_.shape, args_.out),
-        shared_(pool_runs_.count() * partial_size() + groups_ * stride_ + 64),
-        partials_(shared_.take(pool_runs_.count() * partial_size())),
+        shared_(pool_runs_.count() * PartialPool<A>::size(channels_) + groups_ * stride_ + 64),
+        partials_(shared_.take(pool_runs_.count() * PartialPool<A>::size(channels_))),
         gates_(shared_.take(groups_ * stride_)),
         factors_(2 * Workspace<W>::padded(matrix_size())),
         packed_value_(factors_.take(matrix_size())),
@@ -97,8 +75,7 @@ class Forward {
   // Up to so many pixels the weights are packed a panel at a time, just before the panel is used.
   static constexpr int64_t kFewPixels = 128;
 
-  // A partial pool: maximum query, sum of exponentials, weighted sum of tokens.
-  int64_t partial_size() const { return round_up(2 + channels_, 16); }
+  PartialPool<A> partial(int64_t run) const { return PartialPool<A>(partials_ + run * PartialPool<A>::size(channels_)); }
   int64_t matrix_size() const { return few_ ? kFewPixels * stride_ : packed_size<W>(channels_, channels_); }
   int64_t panels() const { return (channels_ + kPackedColumns - 1) / kPackedColumns; }
 
@@ -106,7 +83,7 @@ class Forward {
   void prepare(const Part& part) {
     RunRows<T, kPoolTokens> rows(args_.shape);
     for (int64_t i = part.begin(pool_runs_.count()); i < part.end(pool_runs_.count()); ++i) {
-      pool(pool_runs_[i], rows, partials_ + i * partial_size());
+      pool(i, rows);
     }
     if (few_) return;
     const int64_t first = part.begin(panels()) * kPackedColumns;
@@ -117,55 +94,23 @@ class Forward {
   }
 
   // Queries of a run of tokens (left in scores), and their softmax-weighted sum of tokens relative to the run.
-  void pool(const TokenRun& run, RunRows<T, kPoolTokens>& buffer, A* partial) {
+  void pool(int64_t index, RunRows<T, kPoolTokens>& buffer) {
+    const TokenRun run = pool_runs_[index];
     const A* const* rows = buffer.read(args_.x, run);
     A* scores = scores_ + run.group * tokens_ + run.first;
     dot_rows(rows, run.count, weights_.query, channels_, scores);
-    A maximum = -std::numeric_limits<A>::infinity();
-    for (int64_t n = 0; n < run.count; ++n) {
-      scores[n] += weights_.query_bias;
-      maximum = scores[n] > maximum ? scores[n] : maximum;
-    }
-    alignas(64) A exponentials[kPoolTokens];
-    exponentiate(scores, run.count, maximum, exponentials);
-    A sum = 0;
-    for (int64_t n = 0; n < run.count; ++n) sum += exponentials[n];
-    partial[0] = maximum;
-    partial[1] = sum;
-    weighted_sum(rows, run.count, exponentials, channels_, partial + 2);
-  }
-
-  // exponentials = e**(queries - maximum); without a query above -inf, e**-inf = 0 rather than NaN.
-  static void exponentiate(const A* queries, int64_t count, A maximum, A* exponentials) {
-    const Vec<A> origin(maximum == -std::numeric_limits<A>::infinity() ? A(0) : maximum);
-    for (int64_t n = 0; n < count; n += Vec<A>::size()) {
-      const int64_t lanes = std::min<int64_t>(Vec<A>::size(), count - n);
-      const Vec<A> shifted = Vec<A>::loadu(queries + n, lanes) - origin;
-      exp_nonpositive<A>(shifted).store(exponentials + n, static_cast<int>(lanes));
-    }
+    for (int64_t n = 0; n < run.count; ++n) scores[n] += weights_.query_bias;
+    partial(index).fill(scores, rows, run.count, channels_);
   }
 
   // Joins the partial pools of a group: pooled token, and scores in place of the queries.
   void combine(int64_t group) {
     const int64_t count = pool_runs_.per_group();
-    const A* first = partials_ + group * count * partial_size();
-    A maximum = first[0];
-    for (int64_t i = 1; i < count; ++i) maximum = std::max(maximum, first[i * partial_size()]);
-    const A origin = maximum == -std::numeric_limits<A>::infinity() ? A(0) : maximum;
-    A sum = 0;
-    A* pooled = pooled_ + group * channels_;
-    std::fill_n(pooled, channels_, A(0));
-    for (int64_t i = 0; i < count; ++i) {
-      const A* partial = first + i * partial_size();
-      const A weight = exp_nonpositive<A>(partial[0] - origin);
-      sum += weight * partial[1];
-      for (int64_t c = 0; c < channels_; ++c) pooled[c] += weight * partial[2 + c];
-    }
-    const A inverse = A(1) / sum;
-    for (int64_t c = 0; c < channels_; ++c) pooled[c] *= inverse;
+    const auto part = [&](int64_t i) { return partial(group * count + i); };
+    const PoolStatistics<A> statistics = join_pools(count, channels_, part, pooled_ + group * channels_);
     A* scores = scores_ + group * tokens_;
-    exponentiate(scores, tokens_, maximum, scores);
-    for (int64_t n = 0; n < tokens_; ++n) scores[n] *= inverse;
+    exponentiate(scores, tokens_, statistics.maximum, scores);
+    for (int64_t n = 0; n < tokens_; ++n) scores[n] *= statistics.inverse;
   }
 
   // context[:, c] = key_weight[c] . pooled + key_bias[c] for channels [begin, end).
@@ -280,7 +225,7 @@ class Forward {
   TokenRuns pool_runs_;
   PixelRows<T, W> x_, out_;
   Workspace<A> shared_;
-  A* partials_;  // [pool runs, partial_size()]
+  A* partials_;  // [pool runs, PartialPool<A>::size(channels_)]
   A* gates_;     // context in rows of stride_
   Workspace<W> factors_;
   W *packed_value_, *packed_out_;  // with few pixels: x and relu(v) * context, [kFewPixels, stride_]

@@ -165,30 +165,4 @@ inline void dot_rows(const A* const* rows, int64_t count, const A* vector, int64
   for (; i < count; ++i) dots[i] = dot(rows[i], vector, n);
 }
 
-template <int kVectors, typename A, typename Access>
-inline void weighted_sum_columns(
-    const A* const* rows, int64_t count, const A* weights, int64_t column, const Access& access, A* sum) {
-  Vec<A> total[kVectors];
-  for (auto& t : total) t = Vec<A>(0);
-  for (int64_t i = 0; i < count; ++i) {
-    const Vec<A> weight(weights[i]);
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      total[v] = at::vec::fmadd(access.template load<A>(rows[i] + column + v * Vec<A>::size()), weight, total[v]);
-    }
-  }
-  for (int v = 0; v < kVectors; ++v) access.store(total[v], sum + column + v * Vec<A>::size());
-}
-
-// sum = sum_i weights[i] * rows[i], over n columns.
-template <typename A>
-inline void weighted_sum(const A* const* rows, int64_t count, const A* weights, int64_t n, A* sum) {
-  constexpr int64_t kLanes = Vec<A>::size();
-  int64_t c = 0;
-  for (; c + 8 * kLanes <= n; c += 8 * kLanes) weighted_sum_columns<8>(rows, count, weights, c, WholeVectors(), sum);
-  for (; c + 4 * kLanes <= n; c += 4 * kLanes) weighted_sum_columns<4>(rows, count, weights, c, WholeVectors(), sum);
-  for (; c + kLanes <= n; c += kLanes) weighted_sum_columns<1>(rows, count, weights, c, WholeVectors(), sum);
-  if (c < n) weighted_sum_columns<1>(rows, count, weights, c, PartialVector{static_cast<int>(n - c)}, sum);
-}
-
 }  // namespace mobilevit::cpu::CPU_CAPABILITY

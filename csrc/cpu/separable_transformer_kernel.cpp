@@ -10,6 +10,7 @@
 #include <ATen/Parallel.h>
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
@@ -51,6 +52,7 @@ template <typename W>
 class SampleTransformer {
   using Weights = TransformerWeights<SeparableLayerWeights<W>, W>;
   using Layer = SeparableLayerWeights<W>;
+  using Pool = PartialPool<float>;
 
  public:
   // parallel: the tiles of a sample are shared among the threads.
@@ -65,17 +67,17 @@ class SampleTransformer {
         rows_(args.shape.pixels()),
         tile_rows_(LinearRunner<W>::layer_rows()),
         tiles_((rows_ + tile_rows_ - 1) / tile_rows_),
-        parallel_(parallel),
         group_(rows_),
         moments_(tiles_),
         memory_(
             Workspace<float>::padded(rows_ * channels_) + Workspace<float>::padded(channels_) +
             Workspace<float>::padded(positions_ * padded_) +
-            Workspace<float>::padded(tiles_ * positions_ * partial_size())),
+            Workspace<float>::padded(tiles_ * positions_ * Pool::size(channels_))),
         x_(memory_.take(rows_ * channels_)),
         pooled_(memory_.take(channels_)),
         context_(memory_.take(positions_ * padded_)),
-        partials_(memory_.take(tiles_ * positions_ * partial_size())) {
+        partials_(memory_.take(tiles_ * positions_ * Pool::size(channels_))) {
+    if (!parallel) serial_.emplace(*this);
     const TokenGrid& grid = args.shape.grid;
     for (int64_t i = 0; i < rows_; ++i) {
       group_[i] = static_cast<int32_t>(i / grid.width % grid.patch_h * grid.patch_w + i % grid.width % grid.patch_w);
@@ -103,26 +105,29 @@ class SampleTransformer {
     W *normed, *hidden;  // [rows, C] and [rows, hidden or C]
     LinearRunner<W> linear;
 
-    Scratch(int64_t rows, int64_t stride, int64_t hidden_stride)
-        : memory(Workspace<W>::padded(rows * stride) + Workspace<W>::padded(rows * hidden_stride)),
-          normed(memory.take(rows * stride)),
-          hidden(memory.take(rows * hidden_stride)) {
-      std::fill_n(normed, rows * stride, W(0));
-      std::fill_n(hidden, rows * hidden_stride, W(0));
+    explicit Scratch(const SampleTransformer& owner) : Scratch(owner, std::max(owner.tile_rows_, owner.positions_)) {}
+
+   private:
+    Scratch(const SampleTransformer& owner, int64_t rows)
+        : memory(Workspace<W>::padded(rows * owner.stride_) + Workspace<W>::padded(rows * owner.hidden_stride_)),
+          normed(memory.take(rows * owner.stride_)),
+          hidden(memory.take(rows * owner.hidden_stride_)) {
+      std::fill_n(normed, rows * owner.stride_, W(0));
+      std::fill_n(hidden, rows * owner.hidden_stride_, W(0));
     }
   };
 
-  int64_t partial_size() const { return Workspace<float>::padded(PartialPool::size(channels_)); }
   float* row(int64_t index) const { return x_ + index * channels_; }
   int64_t first_row(int64_t tile) const { return tile * tile_rows_; }
   int64_t count(int64_t tile) const { return std::min(tile_rows_, rows_ - first_row(tile)); }
-  PartialPool partial(int64_t tile, int64_t group) const {
-    return PartialPool(partials_ + (tile * positions_ + group) * partial_size());
+  Pool partial(int64_t tile, int64_t group) const {
+    return Pool(partials_ + (tile * positions_ + group) * Pool::size(channels_));
   }
 
   template <typename Function>
-  void with_scratch(const Function& function) const {
-    Scratch scratch(std::max(tile_rows_, positions_), stride_, hidden_stride_);
+  void with_scratch(const Function& function) {
+    if (serial_) return function(*serial_);
+    Scratch scratch(*this);
     function(scratch);
   }
 
@@ -133,11 +138,8 @@ class SampleTransformer {
         for (int64_t tile = begin; tile < end; ++tile) function(scratch, tile);
       });
     };
-    if (parallel_) {
-      at::parallel_for(0, tiles_, 1, work);
-    } else {
-      work(0, tiles_);
-    }
+    if (serial_) return work(0, tiles_);
+    at::parallel_for(0, tiles_, 1, work);
   }
 
   // Calls function(row, pixel of the map) for the rows of a tile.
@@ -180,17 +182,20 @@ class SampleTransformer {
     }
   }
 
-  // The softmax of the queries of a tile, and its weighted sum of tokens, relative to the tile.
+  // The weighted sums of a tile's tokens, group by group, with the softmax of their queries relative to the tile.
   void pool(const Layer& layer, const Statistics& statistics, int64_t tile) {
-    alignas(64) float queries[kMaxLayerRows];
-    const int64_t first = first_row(tile), rows = count(tile);
-    for (int64_t i = 0; i < rows; ++i) {
-      queries[i] = centered_dot(row(first + i), layer.query, channels_, statistics.mean) * statistics.factor;
-    }
-    for (int64_t group = 0; group < positions_; ++group) partial(tile, group).clear(channels_);
-    for (int64_t i = 0; i < rows; ++i) partial(tile, group_[first + i]).see(queries[i]);
-    for (int64_t i = 0; i < rows; ++i) {
-      partial(tile, group_[first + i]).add(queries[i], row(first + i), channels_);
+    static_assert(kMaxLayerRows <= kPoolTokens);
+    const int64_t first = first_row(tile), last = first + count(tile);
+    for (int64_t group = 0; group < positions_; ++group) {
+      const float* tokens[kMaxLayerRows];
+      float queries[kMaxLayerRows];
+      int64_t found = 0;
+      for (int64_t i = first; i < last; ++i) {
+        if (group_[i] != group) continue;
+        queries[found] = centered_dot(row(i), layer.query, channels_, statistics.mean) * statistics.factor;
+        tokens[found++] = row(i);
+      }
+      partial(tile, group).fill(queries, tokens, found, channels_);
     }
   }
 
@@ -236,7 +241,6 @@ class SampleTransformer {
   const Transformer& args_;
   const Weights& weights_;
   int64_t channels_, padded_, stride_, hidden_stride_, positions_, rows_, tile_rows_, tiles_;
-  bool parallel_;
   std::vector<int32_t> group_;  // pixel position of each row
   std::vector<Moments> moments_;
   Workspace<float> memory_;
@@ -244,6 +248,7 @@ class SampleTransformer {
   float* pooled_;    // [C], of one group
   float* context_;   // [positions, padded C]
   float* partials_;  // [tiles, positions, partial]
+  std::optional<Scratch> serial_;
 };
 
 template <typename W>
