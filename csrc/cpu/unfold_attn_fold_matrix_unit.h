@@ -10,6 +10,7 @@
 #include "cpu/unfold_attn_fold_task.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -19,41 +20,49 @@ namespace mobilevit::cpu::CPU_CAPABILITY {
 struct SoftmaxRows {
   static constexpr int64_t kRows = MatrixUnit::kRows;
 
-  alignas(64) float maximum[kRows];  // of the scores so far, in units of log 2
-  alignas(64) float sum[kRows];      // of 2**(score - origin), the origin being the maximum, or 0 where that is -inf
-  alignas(64) float decay[kRows];    // the factor of all that was summed before the last block
+  alignas(64) float origin[kRows];  // in units of log 2: of the scores so far the largest, or 0 for all
+  alignas(64) float sum[kRows];     // of 2**(score - origin); where the origin is -inf, of 2**score
+  alignas(64) float decay[kRows];   // the factor of all that was summed before the last block
 
-  void begin() {
-    std::fill_n(maximum, kRows, -std::numeric_limits<float>::infinity());
+  // Without a bound on the scores the origin is their maximum.
+  void begin(bool bounded) {
+    std::fill_n(origin, kRows, bounded ? 0.0f : -std::numeric_limits<float>::infinity());
     std::fill_n(sum, kRows, 0.0f);
   }
 
   // Rows of scores [16, padded keys] become rows of bfloat16 in their place, 2**(factor * scores - origin) for the
-  // first `keys`, zeros behind them. factor >= 0. Calls meanwhile(row) before each row.
+  // first `keys`, zeros behind them. factor >= 0.
   template <typename Meanwhile>
   void exponentiate(
-      float* scores, int64_t keys, int64_t padded, int64_t stride, float factor, const Meanwhile& meanwhile) {
+      float* scores, int64_t keys, int64_t padded, int64_t stride, float factor, bool bounded,
+      const Meanwhile& meanwhile) {
+    if (!bounded) move_origin(scores, keys, stride, factor);
     const Vec<float> scale(factor);
-    const Vec<float> old_maximum = Vec<float>::loadu(maximum);
-    const Vec<float> new_maximum = larger(old_maximum, maxima(scores, keys, stride) * scale);
-    const auto nothing =
-        _mm512_cmp_ps_mask(new_maximum, _mm512_set1_ps(-std::numeric_limits<float>::infinity()), _CMP_EQ_OQ);
-    // A row without a score above -inf yet must stay at sum 0 rather than turn NaN.
-    const Vec<float> origin = _mm512_mask_blend_ps(nothing, new_maximum, _mm512_setzero_ps());
-    alignas(64) float origins[kRows];
-    origin.store(origins);
-    new_maximum.store(maximum);
-    const Vec<float> block_decay = exp2_score<float>(old_maximum - origin);
-    block_decay.store(decay);
     Vec<float> sums[kRows];
     for (int64_t row = 0; row < kRows; ++row) {
+      if (row % (bounded ? kRows : 4) == 0) MatrixUnit::keep_awake();
       meanwhile(row);
-      sums[row] = exponentiate_row(scores + row * stride, keys, padded, scale, Vec<float>(origins[row]));
+      const Vec<float> shift(origin[row] == -std::numeric_limits<float>::infinity() ? 0.0f : origin[row]);
+      sums[row] = exponentiate_row(scores + row * stride, keys, padded, scale, shift);
     }
-    at::vec::fmadd(Vec<float>::loadu(sum), block_decay, sums_of_lanes(sums)).store(sum);
+    (Vec<float>::loadu(sum) + sums_of_lanes(sums)).store(sum);
   }
 
  private:
+  // To the maximum of what was and of these scores.
+  void move_origin(const float* scores, int64_t keys, int64_t stride, float factor) {
+    const Vec<float> old_origin = Vec<float>::loadu(origin);
+    const Vec<float> new_origin = larger(old_origin, maxima(scores, keys, stride) * Vec<float>(factor));
+    const auto nothing =
+        _mm512_cmp_ps_mask(new_origin, _mm512_set1_ps(-std::numeric_limits<float>::infinity()), _CMP_EQ_OQ);
+    // A row without a score above -inf yet must stay at sum 0 rather than turn NaN.
+    const Vec<float> shift = _mm512_mask_blend_ps(nothing, new_origin, _mm512_setzero_ps());
+    const Vec<float> block_decay = exp2_score<float>(old_origin - shift);
+    new_origin.store(origin);
+    block_decay.store(decay);
+    (Vec<float>::loadu(sum) * block_decay).store(sum);
+  }
+
   static Vec<float> maxima(const float* scores, int64_t keys, int64_t stride) {
     constexpr int64_t kLanes = Vec<float>::size();
     const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
@@ -103,8 +112,9 @@ struct SoftmaxRows {
   }
 };
 
-// Blocks of queries times blocks of keys, one after another: while the vector units exponentiate the scores of one, the
-// matrix unit computes those of the next.
+// Blocks of queries times blocks of keys, one after another. Where the lengths of queries and keys bound the scores, as
+// they mostly do, no maximum is needed (|q . k| <= |q| |k|): blocks of keys are then small, for nothing has to be
+// scaled between them, and their scores stay in L1.
 class AttentionForwardOnUnit {
   using Pair = Bfloat16Pair;
 
@@ -117,14 +127,12 @@ class AttentionForwardOnUnit {
         columns_(round_up(dim_, MatrixUnit::kColumns)),
         keys_(round_up(tokens_, kPackedColumns)),
         query_blocks_((tokens_ + kQueries - 1) / kQueries),
-        key_blocks_((tokens_ + kKeyBlock - 1) / kKeyBlock),
-        score_stride_(std::min(keys_, kKeyBlock) + kLine),
         factors_(factors_size()),
-        rows_(factors_.take(std::max(keys_, 2 * kQueries) * depth_)),
+        rows_(factors_.take(std::max(keys_, kQueries) * depth_)),
         key_panels_(factors_.take(depth_ * keys_)),
         value_pairs_(factors_.take(keys_ / 2 * columns_)),
-        sums_(2 * Workspace<float>::padded(kQueries * score_stride_) + kQueries * columns_),
-        scores_{sums_.take(kQueries * score_stride_), sums_.take(kQueries * score_stride_)},
+        sums_(kQueries * (score_stride(kKeyBlock) + columns_)),
+        scores_(sums_.take(kQueries * score_stride(kKeyBlock))),
         out_rows_(sums_.take(kQueries * columns_)),
         offsets_(2 * tokens_) {
     fill_token_offsets(args.shape.grid, args.qkv, qkv_offsets());
@@ -136,27 +144,23 @@ class AttentionForwardOnUnit {
     load_values(task);
     prefetcher_.start<c10::BFloat16>(
         {rows(next, 0), rows(next, 1), rows(next, 2), out_rows(next)}, prefetched_tokens(args_.shape), query_blocks_);
-    const int64_t steps = query_blocks_ * key_blocks_;
-    begin_scores(task, 0);
-    for (int64_t panel = 0; panel < panels(0); ++panel) score(0, panel);
-    for (int64_t step = 0; step < steps; ++step) {
-      const bool last = step + 1 == steps;
-      if (!last) begin_scores(task, step + 1);
-      exponentiate(step, last);
-      weigh(step);
-      if ((step + 1) % key_blocks_ == 0) finish(task, step / key_blocks_);
-    }
+    const float longest_key = longest_of_keys();
+    for (int64_t first = 0; first < tokens_; first += kQueries) attend(task, first, longest_key);
   }
 
  private:
   static constexpr int64_t kQueries = 2 * MatrixUnit::kRows;
-  static constexpr int64_t kKeyBlock = 256;  // keys whose scores with a block of queries stay in the cache
-  static constexpr int64_t kLine = 16;       // keeps rows out of the same few cache sets
+  static constexpr int64_t kKeyBlock = 256;     // keys whose scores with a block of queries stay in the cache
+  static constexpr int64_t kBoundedBlock = 64;  // where nothing is scaled between blocks
+  // In units of log 2: sums of 2**score times values up to 1e26 stay finite.
+  static constexpr float kMaxBound = 40;
+  static constexpr int64_t kLine = 16;  // keeps rows out of the same few cache sets
 
   int64_t factors_size() const {
     const auto padded = Workspace<Pair>::padded;
-    return padded(std::max(keys_, 2 * kQueries) * depth_) + padded(depth_ * keys_) + padded(keys_ / 2 * columns_);
+    return padded(std::max(keys_, kQueries) * depth_) + padded(depth_ * keys_) + padded(keys_ / 2 * columns_);
   }
+  int64_t score_stride(int64_t block) const { return std::min(keys_, block) + kLine; }
   int64_t* qkv_offsets() { return offsets_.data(); }
   int64_t* out_offsets() { return offsets_.data() + tokens_; }
   TokenRows<const c10::BFloat16> rows(const Task& task, int64_t part) {
@@ -164,68 +168,120 @@ class AttentionForwardOnUnit {
   }
   TokenRows<c10::BFloat16> out_rows(const Task& task) { return task.rows<c10::BFloat16>(args_.out, out_offsets(), 0); }
 
-  // Of a step.
-  int64_t first_query(int64_t step) const { return step / key_blocks_ * kQueries; }
-  int64_t queries(int64_t step) const { return std::min(kQueries, tokens_ - first_query(step)); }
-  int64_t padded_queries(int64_t step) const { return round_up(queries(step), MatrixUnit::kRows); }
-  int64_t first_key(int64_t step) const { return step % key_blocks_ * kKeyBlock; }
-  int64_t keys(int64_t step) const { return std::min(kKeyBlock, tokens_ - first_key(step)); }
-  int64_t panels(int64_t step) const { return (keys(step) + kPackedColumns - 1) / kPackedColumns; }
-  Pair* query_rows(int64_t step) const { return rows_ + step / key_blocks_ % 2 * kQueries * depth_; }
-  float* scores(int64_t step) const { return scores_[step % 2]; }
-
   void load_keys(const Task& task) {
     load_padded_rows(rows(task, 1), 0, tokens_, keys_, rows_, depth_);
     rows_to_panels(rows_, keys_, depth_, score_sign<float>(args_.shape), key_panels_);
   }
   void load_values(const Task& task) { load_padded_pairs(rows(task, 2), tokens_, keys_, value_pairs_, columns_); }
 
-  // The rows of queries that a step needs and the one before it had not.
-  void begin_scores(const Task& task, int64_t step) {
-    if (step % key_blocks_ != 0) return;
-    load_padded_rows(rows(task, 0), first_query(step), queries(step), padded_queries(step), query_rows(step), depth_);
+  // Whether scores are known to be small, from squares of the factor and of the longest key. Not where one is NaN; for
+  // few keys a maximum costs less.
+  bool is_bounded(float factor, float longest_key) const {
+    if (tokens_ < kBoundedBlock) return false;
+    return factor * longest_key * longest_of_queries() <= kMaxBound * kMaxBound;
   }
 
-  // A panel of keys.
-  void score(int64_t step, int64_t panel) {
-    const auto keys = PanelMatrix<Pair>::packed(key_panels_ + first_key(step) * depth_, depth_);
-    const int64_t column = panel * kPackedColumns;
-    unit_.multiply_whole<false>(
-        padded_queries(step), kPackedColumns, depth_, {query_rows(step), depth_},
-        {keys.at(column), keys.row_stride, keys.panel_stride}, scores(step) + column, score_stride_);
-  }
-
-  // The scores of a step, and between their rows the products of the next one.
-  void exponentiate(int64_t step, bool last) {
-    if (step % key_blocks_ == 0) {
-      for (SoftmaxRows& softmax : softmax_) softmax.begin();
+  // The square of the largest length of a key, if anybody wants to know. Squares compare as their bits do, and NaN as
+  // the largest of all.
+  float longest_of_keys() const {
+    if (tokens_ < kBoundedBlock) return 0;
+    __m512i longest = _mm512_setzero_si512();
+    for (int64_t key = 0; key < keys_; key += MatrixUnit::kColumns) {
+      const Pair* pairs = key_panels_ + key / kPackedColumns * kPackedColumns * depth_ + key % kPackedColumns;
+      __m512 square = _mm512_setzero_ps();
+      for (int64_t c = 0; c < dim_ / 2; ++c) square = add_squares(pairs + c * kPackedColumns, square);
+      longest = _mm512_max_epu32(longest, _mm512_castps_si512(square));
     }
+    return largest(longest);
+  }
+
+  // The same of the queries in rows_.
+  float longest_of_queries() const {
+    __m512i longest = _mm512_setzero_si512();
+    for (int64_t first = 0; first < kQueries; first += MatrixUnit::kRows) {
+      Vec<float> squares[MatrixUnit::kRows];
+      for (int64_t i = 0; i < MatrixUnit::kRows; ++i) {
+        __m512 square = _mm512_setzero_ps();
+        for (int64_t c = 0; c < depth_; c += MatrixUnit::kPairs) {
+          square = add_squares(rows_ + (first + i) * depth_ + c, square);
+        }
+        squares[i] = square;
+      }
+      longest = _mm512_max_epu32(longest, _mm512_castps_si512(sums_of_lanes(squares)));
+    }
+    return largest(longest);
+  }
+
+  static __m512 add_squares(const Pair* pairs, const __m512& sum) {
+    const auto vector = Operands<Pair>::load(pairs);
+    return Operands<Pair>::multiply_add(vector, vector, sum);
+  }
+  static float largest(const __m512i& bits) {
+    const uint32_t result = _mm512_reduce_max_epu32(bits);
+    float value;
+    std::memcpy(&value, &result, sizeof(value));
+    return value;
+  }
+
+  // A block of queries against all keys.
+  void attend(const Task& task, int64_t first, float longest_key) {
+    const int64_t queries = std::min(kQueries, tokens_ - first);
+    load_padded_rows(rows(task, 0), first, queries, kQueries, rows_, depth_);
     const float factor = score_factor<float>(args_.shape);
-    const int64_t all = last ? 0 : panels(step + 1), rows = padded_queries(step);
-    int64_t panel = 0;
-    for (int64_t first = 0; first < rows; first += MatrixUnit::kRows) {
-      softmax_[first / MatrixUnit::kRows].exponentiate(
-          scores(step) + first * score_stride_, keys(step), panels(step) * kPackedColumns, score_stride_, factor,
-          [&](int64_t row) {
-            for (; panel * rows < all * (first + row + 1); ++panel) score(step + 1, panel);
-            if (last && row % 4 == 0) MatrixUnit::keep_awake();
-          });
+    const bool bounded = is_bounded(factor * factor, longest_key);
+    const int64_t block = bounded ? kBoundedBlock : kKeyBlock, padded_queries = round_up(queries, MatrixUnit::kRows);
+    score_stride_ = score_stride(block);
+    for (SoftmaxRows& softmax : softmax_) softmax.begin(bounded);
+    for (int64_t key = 0; key < tokens_; key += block) {
+      const int64_t keys = std::min(block, tokens_ - key), padded_keys = round_up(keys, kPackedColumns);
+      score(key, padded_keys, padded_queries);
+      for (int64_t row = 0; row < padded_queries; row += MatrixUnit::kRows) {
+        softmax_[row / MatrixUnit::kRows].exponentiate(
+            scores_ + row * score_stride_, keys, padded_keys, score_stride_, factor, bounded,
+            [&](int64_t i) { prefetch(key, padded_keys, row + i); });
+      }
+      if (!bounded && key > 0) scale_rows(padded_queries);
+      weigh(key, padded_keys, padded_queries);
     }
     prefetcher_.step();
+    finish(task, first, queries);
   }
 
-  // out_rows_ = out_rows_ * decay + probabilities values
-  void weigh(int64_t step) {
-    const int64_t key = first_key(step), depth = panels(step) * kPackedColumns / 2, rows = padded_queries(step);
-    const RowMajor<Pair> probabilities{reinterpret_cast<const Pair*>(scores(step)), score_stride_};
+  // A share of the values of a block of keys and of the keys after it, for row i of kQueries.
+  void prefetch(int64_t key, int64_t keys, int64_t i) const {
+    const auto fetch = [i](const Pair* data, int64_t size) {
+      const int64_t share = size / kQueries;
+      for (int64_t at = 0; at < share; at += 16) __builtin_prefetch(data + i * share + at);
+    };
+    fetch(value_pairs_ + key / 2 * columns_, keys / 2 * columns_);
+    if (key + 2 * keys <= keys_) fetch(key_panels_ + (key + keys) * depth_, keys * depth_);
+  }
+
+  // scores_ [queries, keys]
+  void score(int64_t key, int64_t keys, int64_t queries) {
+    for (int64_t panel = 0; panel < keys; panel += kPackedColumns) {
+      const auto matrix = PanelMatrix<Pair>::packed(key_panels_ + (key + panel) * depth_, depth_);
+      unit_.multiply_whole<false>(
+          queries, kPackedColumns, depth_, {rows_, depth_}, matrix, scores_ + panel, score_stride_);
+    }
+  }
+
+  // out_rows_ (+)= probabilities values
+  void weigh(int64_t key, int64_t keys, int64_t queries) {
+    const RowMajor<Pair> probabilities{reinterpret_cast<const Pair*>(scores_), score_stride_};
     const auto values = PanelMatrix<Pair>::row_major(value_pairs_ + key / 2 * columns_, columns_);
     if (key == 0) {
-      return unit_.multiply_whole<false>(rows, columns_, depth, probabilities, values, out_rows_, columns_);
+      unit_.multiply_whole<false>(queries, columns_, keys / 2, probabilities, values, out_rows_, columns_);
+    } else {
+      unit_.multiply_whole<true>(queries, columns_, keys / 2, probabilities, values, out_rows_, columns_);
     }
-    for (int64_t row = 0; row < rows; ++row) {
+  }
+
+  // To the origins that the last block has moved.
+  void scale_rows(int64_t queries) {
+    for (int64_t row = 0; row < queries; ++row) {
       scale_row(out_rows_ + row * columns_, softmax_[row / MatrixUnit::kRows].decay[row % MatrixUnit::kRows]);
     }
-    unit_.multiply_whole<true>(rows, columns_, depth, probabilities, values, out_rows_, columns_);
   }
 
   void scale_row(float* row, float factor) const {
@@ -235,15 +291,14 @@ class AttentionForwardOnUnit {
   }
 
   // The output of a block of queries.
-  void finish(const Task& task, int64_t block) {
-    const int64_t first = block * kQueries, count = std::min(kQueries, tokens_ - first);
+  void finish(const Task& task, int64_t first, int64_t count) {
     float* logsumexp = static_cast<float*>(args_.logsumexp);
     for (int64_t row = 0; row < count; row += MatrixUnit::kRows) {
       const SoftmaxRows& softmax = softmax_[row / MatrixUnit::kRows];
       const int64_t rows = std::min(MatrixUnit::kRows, count - row);
       const Vec<float> sum = Vec<float>::loadu(softmax.sum);
       if (logsumexp != nullptr) {
-        const Vec<float> log2_total = Vec<float>::loadu(softmax.maximum) + sum.log2();
+        const Vec<float> log2_total = Vec<float>::loadu(softmax.origin) + sum.log2();
         const Vec<float> result = log2_total * Vec<float>(static_cast<float>(kLn2));
         result.store(logsumexp + task.stats_offset() + first + row, static_cast<int>(rows));
       }
@@ -259,14 +314,14 @@ class AttentionForwardOnUnit {
   int64_t depth_;    // pairs of channels of a padded head
   int64_t columns_;  // channels of one
   int64_t keys_;     // of all tokens, padded
-  int64_t query_blocks_, key_blocks_, score_stride_;
+  int64_t query_blocks_, score_stride_ = 0;
   Workspace<Pair> factors_;
-  Pair* rows_;         // of the keys, then of two blocks of queries, [.., depth_]
+  Pair* rows_;         // of the keys, then of a block of queries, [.., depth_]
   Pair* key_panels_;   // [keys_ / 32, depth_, 32]
   Pair* value_pairs_;  // [keys_ / 2, columns_]
   Workspace<float> sums_;
-  float* scores_[2];  // [kQueries, score_stride_], of a step and the next
-  float* out_rows_;   // [kQueries, columns_]
+  float* scores_;    // [kQueries, score_stride_]
+  float* out_rows_;  // [kQueries, columns_]
   SoftmaxRows softmax_[kQueries / MatrixUnit::kRows];
   MatrixUnit unit_;
   RowPrefetcher prefetcher_;  // of the next task's rows
