@@ -20,6 +20,14 @@ inline void check_positive(const char* name, int64_t value) {
   TORCH_CHECK_VALUE(value >= 1, name, ": expected a positive int, got ", value);
 }
 
+inline void check_alike(const char* name, const at::Tensor& tensor, const at::Tensor& x) {
+  TORCH_CHECK_TYPE(
+      tensor.scalar_type() == x.scalar_type(), name, ": expected torch.", c10::getDtypeNames(x.scalar_type()).first,
+      " as x has, got torch.", c10::getDtypeNames(tensor.scalar_type()).first);
+  TORCH_CHECK_VALUE(
+      tensor.device() == x.device(), name, ": expected device ", x.device(), " as x has, got ", tensor.device());
+}
+
 // Of the ops that compute in float32 whatever the dtype of the map.
 inline void check_storage_map(const char* name, const at::Tensor& x) {
   const auto dtype = x.scalar_type();
@@ -28,6 +36,17 @@ inline void check_storage_map(const char* name, const at::Tensor& x) {
       dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, name,
       ": expected float32, bfloat16 or float16, got torch.", c10::getDtypeNames(dtype).first);
   TORCH_CHECK_VALUE(x.size(1) >= 1, name, ": expected at least one channel, got 0");
+}
+
+// A second map whose channels follow those of x, if there is one.
+inline void check_beside(const std::optional<at::Tensor>& beside, const at::Tensor& x) {
+  if (!beside.has_value()) return;
+  check_storage_map("beside", *beside);
+  check_alike("beside", *beside, x);
+  TORCH_CHECK_VALUE(
+      beside->size(0) == x.size(0) && beside->size(2) == x.size(2) && beside->size(3) == x.size(3),
+      "beside: expected batch, height and width of x, ", x.size(0), ", ", x.size(2), " and ", x.size(3), ", got ",
+      beside->size(0), ", ", beside->size(2), " and ", beside->size(3));
 }
 
 // Parameters in the layout of mobilevit_kernels/ops/packing.py.
@@ -58,14 +77,6 @@ inline void check_unfold_attn_fold(const at::Tensor& qkv, int64_t num_heads, at:
   TORCH_CHECK_VALUE(
       channels >= 1 && num_heads <= channels && channels % (3 * num_heads) == 0,
       "qkv: channels must be 3 * num_heads * head_dim with num_heads=", num_heads, ", got ", channels);
-}
-
-inline void check_alike(const char* name, const at::Tensor& tensor, const at::Tensor& x) {
-  TORCH_CHECK_TYPE(
-      tensor.scalar_type() == x.scalar_type(), name, ": expected torch.", c10::getDtypeNames(x.scalar_type()).first,
-      " as x has, got torch.", c10::getDtypeNames(tensor.scalar_type()).first);
-  TORCH_CHECK_VALUE(
-      tensor.device() == x.device(), name, ": expected device ", x.device(), " as x has, got ", tensor.device());
 }
 
 inline void check_weight(const char* name, const at::Tensor& weight, int64_t rows, const at::Tensor& x) {

@@ -86,9 +86,11 @@ TORCH_LIBRARY(mobilevit, m) {
   // Convolutions around the transformers, for inference on the CPU.
   m.def(
       "convolution(Tensor x, Tensor packed, int out_channels, int kernel_size, int stride, int padding, int dilation, "
-      "bool silu) -> Tensor",
+      "bool silu, Tensor? beside=None) -> Tensor",
       tags);
-  m.def("winograd_convolution(Tensor x, Tensor packed, int out_channels, bool silu) -> Tensor", tags);
+  m.def(
+      "winograd_convolution(Tensor x, Tensor packed, int out_channels, bool silu, Tensor? beside=None) -> Tensor",
+      tags);
   m.def("depthwise_convolution(Tensor x, Tensor packed, int stride, int dilation, bool silu) -> Tensor", tags);
   m.def(
       "inverted_residual(Tensor x, Tensor packed, int hidden_dim, int out_channels, int stride, int dilation, "

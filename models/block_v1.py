@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mobilevit_kernels.models.attention import MultiHeadAttention, SeparableAttention
 from mobilevit_kernels.models.conv_chain import run_chain
+from mobilevit_kernels.models.convolve import convolve_joined
 from mobilevit_kernels.models.layers import ConvNormAct, channels_last, conv_layer, pad_to_patches
 from mobilevit_kernels.models.linformer import LinformerAttention
 from mobilevit_kernels.models.token_map import transform_map
@@ -104,7 +104,7 @@ class MobileViTBlock(nn.Module):
         tokens = transform_map(local_features, self.patch_size, self.transformer, self.norm)
         global_features = self.conv_proj(tokens)
         skip = local_features if self.fusion_input == "local" else x
-        out = self.conv_fusion(torch.cat((skip, global_features), dim=1))
+        out = convolve_joined(self.conv_fusion, skip, global_features)
         return x + out if self.input_residual else out
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mobilevit_kernels.models.block_v1 import (
@@ -14,6 +13,7 @@ from mobilevit_kernels.models.block_v1 import (
 )
 from mobilevit_kernels.models.block_v2 import MobileViTv2Block
 from mobilevit_kernels.models.conv_chain import run_chain
+from mobilevit_kernels.models.convolve import convolve_joined
 from mobilevit_kernels.models.layers import ConvNormAct, channels_last, conv_layer, resize_to_patches
 
 
@@ -110,5 +110,5 @@ class MobileViTv3SeparableBlock(MobileViTv2Block):
         local_features = run_chain(x, (self.conv_kxk, self.conv_1x1), conv_layer)
         global_features = self.norm(self.transformer(local_features))
         skip = local_features if self.fusion_input == "local" else x
-        out = self.conv_proj(torch.cat((global_features, skip), dim=1))
+        out = convolve_joined(self.conv_proj, global_features, skip)
         return x + out if self.input_residual else out

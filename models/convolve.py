@@ -30,6 +30,18 @@ def convolve(x: Tensor, conv: nn.Conv2d, act: nn.Module | None = None) -> Tensor
     return conv(x)
 
 
+def convolve_joined(layer: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+    """``layer(torch.cat((first, second), dim=1))``, without that copy where the layer reads two maps.
+
+    Args:
+        layer: those of ``optimize_for_inference`` read two maps, and say so in an attribute ``reads_two_maps``.
+        first, second: ``[B, C1, H, W]`` and ``[B, C2, H, W]``.
+    """
+    if getattr(layer, "reads_two_maps", False) and first.dtype == second.dtype and not has_hooks(layer):
+        return layer(first, second)
+    return layer(torch.cat((first, second), dim=1))
+
+
 def project(tokens: Tensor, linear: nn.Module, act: nn.Module | None = None) -> Tensor:
     """``linear(tokens)`` or ``linear(act(tokens))``, on the same terms as a 1x1 convolution in :func:`convolve`.
 

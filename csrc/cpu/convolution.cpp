@@ -5,6 +5,8 @@
 
 #include <torch/library.h>
 
+#include <optional>
+
 namespace mobilevit::cpu {
 namespace {
 
@@ -35,11 +37,20 @@ at::Tensor readable(const at::Tensor& x, int64_t kernel_size) {
   return kernel_size > 1 && gathered ? x : x.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
+// A lone channel may have any stride.
+ConvolutionInput input_of(const at::Tensor& map) {
+  const int64_t channels = map.size(1);
+  return {map.const_data_ptr(), channels,     map.stride(0), channels == 1 ? 1 : map.stride(1),
+          map.stride(2),        map.stride(3)};
+}
+
 at::Tensor convolution(
     const at::Tensor& x, const at::Tensor& packed, int64_t out_channels, int64_t kernel_size, int64_t stride,
-    int64_t padding, int64_t dilation, bool silu) {
+    int64_t padding, int64_t dilation, bool silu, const std::optional<at::Tensor>& beside) {
   check_storage_map("x", x);
-  const ConvolutionShape shape{x.size(0),   x.size(2), x.size(3), x.size(1), out_channels,
+  check_beside(beside, x);
+  const int64_t in_channels = x.size(1) + (beside.has_value() ? beside->size(1) : 0);
+  const ConvolutionShape shape{x.size(0),   x.size(2), x.size(3), in_channels, out_channels,
                                kernel_size, stride,    padding,   dilation};
   check(shape);
   check_packed(packed, x);
@@ -48,13 +59,12 @@ at::Tensor convolution(
       packed.numel() == total, "packed: expected ", total, " elements for ", shape.in_channels, " channels, ",
       out_channels, " of the output and a kernel of ", kernel_size, " x ", kernel_size, ", got ", packed.numel());
   const at::Tensor map = readable(x, kernel_size);
-  // A lone channel may have any stride.
-  const MapStrides strides{map.stride(0), shape.in_channels == 1 ? 1 : map.stride(1), map.stride(2), map.stride(3)};
+  const at::Tensor other = beside.has_value() ? readable(*beside, kernel_size) : at::Tensor();
   const at::Tensor out = empty_map({shape.batch, out_channels, shape.out_height(), shape.out_width()}, x.options());
   if (out.numel() > 0) {
     run_convolution(
-        {shape, map.const_data_ptr(), strides, out.mutable_data_ptr(), x.scalar_type(), packed.const_data_ptr(),
-         packed.scalar_type(), silu});
+        {shape, input_of(map), other.defined() ? input_of(other) : ConvolutionInput{}, out.mutable_data_ptr(),
+         x.scalar_type(), packed.const_data_ptr(), packed.scalar_type(), silu});
   }
   return out;
 }

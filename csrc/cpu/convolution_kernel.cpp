@@ -89,25 +89,26 @@ class Bands {
         std::fill_n(row, shape_.width * pixel_, W(0));
         continue;
       }
-      const int64_t offset = sample * args_.x_strides.batch + y * args_.x_strides.row;
-      with_storage_dtype(
-          args_.dtype, [&](auto element) { load_row(static_cast<const decltype(element)*>(args_.x) + offset, row); });
+      with_storage_dtype(args_.dtype, [&](auto element) {
+        load_row<decltype(element)>(args_.x, sample, y, row);
+        load_row<decltype(element)>(args_.beside, sample, y, row + args_.x.channels);
+      });
     }
   }
 
   template <typename T>
-  void load_row(const T* x, W* row) const {
-    const MapStrides& strides = args_.x_strides;
-    const int64_t channels = shape_.in_channels, width = shape_.width;
-    if (strides.channel == 1) {
-      if (pixel_ == channels && strides.column == channels) return convert_row(x, row, width * channels);
-      for (int64_t j = 0; j < width; ++j) convert_row(x + j * strides.column, row + j * pixel_, channels);
-    } else if (channels == 3 && strides.column == 1) {
-      interleave<3>(x, strides.channel, width, row);
+  void load_row(const ConvolutionInput& input, int64_t sample, int64_t y, W* row) const {
+    const T* x = static_cast<const T*>(input.data) + sample * input.batch_stride + y * input.row_stride;
+    const int64_t channels = input.channels, width = shape_.width;
+    if (input.channel_stride == 1) {
+      if (pixel_ == channels && input.column_stride == channels) return convert_row(x, row, width * channels);
+      for (int64_t j = 0; j < width; ++j) convert_row(x + j * input.column_stride, row + j * pixel_, channels);
+    } else if (shape_.in_channels == 3 && channels == 3 && input.column_stride == 1) {
+      interleave<3>(x, input.channel_stride, width, row);
     } else {
       for (int64_t j = 0; j < width; ++j) {
         for (int64_t c = 0; c < channels; ++c) {
-          row[j * pixel_ + c] = converted<W>(x[c * strides.channel + j * strides.column]);
+          row[j * pixel_ + c] = converted<W>(x[c * input.channel_stride + j * input.column_stride]);
         }
       }
     }
@@ -165,7 +166,7 @@ template <typename W, typename Epilogue>
 void run_pointwise(const Convolution& args, const PackedLinear<W>& layer, int64_t grain, const Epilogue& epilogue) {
   const int64_t width = args.shape.width;
   at::parallel_for(0, args.shape.batch * args.shape.height, grain, [&](int64_t begin, int64_t end) {
-    const W* x = static_cast<const W*>(args.x) + begin * width * layer.inputs;
+    const W* x = static_cast<const W*>(args.x.data) + begin * width * layer.inputs;
     W* out = static_cast<W*>(args.out) + begin * width * layer.outputs;
     LinearRunner<W>()(layer, (end - begin) * width, x, layer.inputs, out, layer.outputs, epilogue);
   });
@@ -177,7 +178,7 @@ void run(const Convolution& args) {
   const ConvolutionWeights<W> weights(args.packed, shape);
   const PackedLinear<W>& layer = weights.linear;
   const int64_t grain = grain_of_flops(2 * layer.inputs * shape.out_channels * shape.out_width());
-  const bool pointwise = shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0;
+  const bool pointwise = shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0 && args.beside.channels == 0;
   const bool rows_of_products =
       args.dtype == c10::CppTypeToScalarType<W>::value && reads_unpadded<W>(shape.in_channels);
   if (pointwise && rows_of_products) {

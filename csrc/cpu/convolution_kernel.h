@@ -15,16 +15,17 @@ struct ConvolutionShape {
   int64_t out_side(int64_t side) const { return (side + 2 * padding - dilation * (kernel_size - 1) - 1) / stride + 1; }
 };
 
-// Of a map [B, C, H, W], in elements.
-struct MapStrides {
-  int64_t batch, channel, row, column;
+// A map [B, channels, H, W]; strides in elements.
+struct ConvolutionInput {
+  const void* data;
+  int64_t channels, batch_stride, channel_stride, row_stride, column_stride;
 };
 
-// The output is dense NHWC; so is x under a kernel of one pixel.
+// The channels of `beside`, which may have none, follow those of x. The output is dense NHWC; so are both under a
+// kernel of one pixel.
 struct Convolution {
   ConvolutionShape shape;
-  const void* x;
-  MapStrides x_strides;
+  ConvolutionInput x, beside;
   void* out;
   at::ScalarType dtype;
   const void* packed;

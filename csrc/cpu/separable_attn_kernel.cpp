@@ -75,7 +75,9 @@ class Forward {
   // Up to so many pixels the weights are packed a panel at a time, just before the panel is used.
   static constexpr int64_t kFewPixels = 128;
 
-  PartialPool<A> partial(int64_t run) const { return PartialPool<A>(partials_ + run * PartialPool<A>::size(channels_)); }
+  PartialPool<A> partial(int64_t run) const {
+    return PartialPool<A>(partials_ + run * PartialPool<A>::size(channels_));
+  }
   int64_t matrix_size() const { return few_ ? kFewPixels * stride_ : packed_size<W>(channels_, channels_); }
   int64_t panels() const { return (channels_ + kPackedColumns - 1) / kPackedColumns; }
 

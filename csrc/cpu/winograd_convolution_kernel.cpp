@@ -71,13 +71,19 @@ class Blocks {
     return {tile / tiles, 2 * (index / columns), 2 * (index % columns)};
   }
 
-  // out[plane, c] = B^T d B
   void transform_pixels(int64_t tile, float* out) const {
+    transform_pixels(tile, args_.x, args_.x_channels, out);
+    const int64_t others = shape_.in_channels - args_.x_channels;
+    if (others > 0) transform_pixels(tile, args_.beside, others, out + args_.x_channels);
+  }
+
+  // out[plane, c] = B^T d B
+  void transform_pixels(int64_t tile, const MapView& map, int64_t channels, float* out) const {
     const T* pixels[4][4];
-    find_pixels(place(tile), pixels);
+    find_pixels(place(tile), map, pixels);
     const int64_t plane = tiles_ * in_stride_;
-    for (int64_t c = 0; c < shape_.in_channels; c += kLanes) {
-      const int64_t lanes = std::min(kLanes, shape_.in_channels - c);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t lanes = std::min(kLanes, channels - c);
       V half[4][4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
@@ -101,14 +107,14 @@ class Blocks {
   }
 
   // Outside of the map they are zeros.
-  void find_pixels(const Place& place, const T* (&pixels)[4][4]) const {
-    const T* sample = static_cast<const T*>(args_.x.data) + place.sample * args_.x.batch_stride;
+  void find_pixels(const Place& place, const MapView& map, const T* (&pixels)[4][4]) const {
+    const T* sample = static_cast<const T*>(map.data) + place.sample * map.batch_stride;
     for (int i = 0; i < 4; ++i) {
       const int64_t y = place.row - 1 + i;
       for (int j = 0; j < 4; ++j) {
         const int64_t x = place.column - 1 + j;
         const bool inside = y >= 0 && y < shape_.height && x >= 0 && x < shape_.width;
-        pixels[i][j] = inside ? sample + y * args_.x.row_stride + x * args_.x.column_stride : padding_.data();
+        pixels[i][j] = inside ? sample + y * map.row_stride + x * map.column_stride : padding_.data();
       }
     }
   }

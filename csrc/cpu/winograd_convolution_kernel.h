@@ -19,10 +19,11 @@ struct WinogradShape {
   int64_t tiles_of_a_sample() const { return (height + 1) / 2 * tile_columns(); }
 };
 
-// The output is dense NHWC.
+// Channels are adjacent. Those of `beside`, if there are more than x has, follow them. The output is dense NHWC.
 struct WinogradConvolution {
   WinogradShape shape;
-  MapView x;
+  MapView x, beside;
+  int64_t x_channels;
   void* out;
   at::ScalarType dtype;
   const float* packed;

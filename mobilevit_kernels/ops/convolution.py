@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.ops.inference import check_packed_map, register_inference_op
+from mobilevit_kernels.ops.inference import channels_with, check_packed_map, register_inference_op
 from mobilevit_kernels.ops.packing import convolution_size
 from mobilevit_kernels.ops.registration import channels_last_empty
 
@@ -19,6 +19,7 @@ def convolution(
     padding: int = 0,
     dilation: int = 1,
     silu: bool = False,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """Dense 2-D convolution with a square kernel and, with ``silu``, x * sigmoid(x) of its result.
 
@@ -34,16 +35,19 @@ def convolution(
         kernel_size: side k of the kernel.
         stride, padding, dilation: as in :func:`torch.nn.functional.conv2d`, alike on both axes.
         silu: activates the result.
+        beside: ``[B, C2, H, W]``, dtype of ``x``: the op computes what it would of ``torch.cat((x, beside), 1)``, without
+            that copy.
 
     Returns:
         ``[B, C_out, H', W']``, dtype of ``x``, channels_last; the size is that of :func:`torch.nn.functional.conv2d`.
 
     Raises:
-        ValueError: a size that is not positive, ``packed`` of another size, a padded map smaller than the kernel.
-        TypeError: ``x`` or ``packed`` of another dtype.
+        ValueError: a size that is not positive, ``packed`` or ``beside`` of another size, a padded map smaller than the
+            kernel.
+        TypeError: ``x``, ``packed`` or ``beside`` of another dtype.
         RuntimeError: a gradient is wanted.
     """
-    return _op(x, packed, out_channels, kernel_size, stride, padding, dilation, silu)
+    return _op(x, packed, out_channels, kernel_size, stride, padding, dilation, silu, beside)
 
 
 def _fake(
@@ -55,9 +59,10 @@ def _fake(
     padding: int,
     dilation: int,
     silu: bool,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """Raises where the arguments break the contract; csrc/cpu/convolution.cpp says the same."""
-    channels = x.shape[1] if x.dim() == 4 else 0
+    channels = channels_with(x, beside)
     check_packed_map(
         x,
         packed,
@@ -81,4 +86,4 @@ def _fake(
     return channels_last_empty(x, out_channels, size)
 
 
-register_inference_op("convolution", _fake)
+register_inference_op("convolution", _fake, maps=(0, 8))

@@ -43,18 +43,49 @@ def check_packed_map(x: Tensor, packed: Tensor, size: int, meaning: str, **posit
         raise ValueError(f"packed: expected {size} elements for {meaning}, got {list(packed.shape)}")
 
 
-def register_inference_op(name: str, fake: Callable[..., Tensor]) -> None:
-    """Registers what such an op needs beside its CPU kernel and csrc/inference.cpp: its first argument is the map.
+def channels_with(x: Tensor, beside: Tensor | None) -> int:
+    """Channels of ``x`` and of the map whose channels follow them; checks that map against ``x``.
+
+    Raises:
+        ValueError: ``beside`` with other dimensions, batch, height, width or device than ``x``.
+        TypeError: ``beside`` of another dtype.
+    """
+    if x.dim() != 4:
+        return 0
+    if beside is None:
+        return x.shape[1]
+    if beside.dim() != 4:
+        raise ValueError(f"beside: expected 4 dimensions [B, C, H, W], got {beside.dim()}")
+    if beside.dtype != x.dtype:
+        raise TypeError(f"beside: expected {x.dtype} as x has, got {beside.dtype}")
+    if beside.device != x.device:
+        raise ValueError(f"beside: expected device {x.device} as x has, got {beside.device}")
+    (batch, _, height, width), other = x.shape, beside.shape
+    if (other[0], *other[2:]) != (batch, height, width):
+        raise ValueError(
+            f"beside: expected batch, height and width of x, {batch}, {height} and {width}, got {other[0]}, "
+            f"{other[2]} and {other[3]}"
+        )
+    return x.shape[1] + other[1]
+
+
+def register_inference_op(name: str, fake: Callable[..., Tensor], maps: tuple[int, ...] = (0,)) -> None:
+    """Registers what such an op needs beside its CPU kernel and csrc/inference.cpp.
 
     Args:
         name: of the op.
         fake: checks the arguments and returns an output without data.
+        maps: positions of the arguments that are maps, or None: autocast casts them.
     """
     op = getattr(torch.ops.mobilevit, name).default
 
     def autocast(x: Tensor, *args: Any) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            return op(x.to(torch.get_autocast_dtype("cpu")) if x.dtype in DTYPES else x, *args)
+            return op(*(_autocast(arg) if i in maps else arg for i, arg in enumerate((x, *args))))
 
     torch.library.register_fake(f"mobilevit::{name}", fake)
     LIBRARY.impl(name, autocast, AUTOCAST_DEVICES["cpu"])
+
+
+def _autocast(x: Tensor | None) -> Tensor | None:
+    return x.to(torch.get_autocast_dtype("cpu")) if x is not None and x.dtype in DTYPES else x

@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.ops.inference import check_packed_map, register_inference_op
+from mobilevit_kernels.ops.inference import channels_with, check_packed_map, register_inference_op
 from mobilevit_kernels.ops.packing import winograd_convolution_size
 from mobilevit_kernels.ops.registration import channels_last_empty
 
 _op = torch.ops.mobilevit.winograd_convolution.default
 
 
-def winograd_convolution(x: Tensor, packed: Tensor, out_channels: int, silu: bool = False) -> Tensor:
+def winograd_convolution(
+    x: Tensor, packed: Tensor, out_channels: int, silu: bool = False, beside: Tensor | None = None
+) -> Tensor:
     """3x3 convolution of stride 1 and padding 1 and, with ``silu``, x * sigmoid(x) of its result.
 
     What :func:`mobilevit_kernels.reference.convolution` computes, with 16 multiplications for each four outputs and
@@ -23,21 +25,25 @@ def winograd_convolution(x: Tensor, packed: Tensor, out_channels: int, silu: boo
         packed: float32, from :func:`mobilevit_kernels.ops.packing.pack_winograd_convolution`.
         out_channels: channels C_out of the output.
         silu: activates the result.
+        beside: ``[B, C2, H, W]``, dtype of ``x``: the op computes what it would of ``torch.cat((x, beside), 1)``, without
+            that copy.
 
     Returns:
         ``[B, C_out, H, W]``, dtype of ``x``, channels_last.
 
     Raises:
-        ValueError: a size that is not positive, ``packed`` of another size.
-        TypeError: ``x`` or ``packed`` of another dtype.
+        ValueError: a size that is not positive, ``packed`` or ``beside`` of another size.
+        TypeError: ``x``, ``packed`` or ``beside`` of another dtype.
         RuntimeError: a gradient is wanted.
     """
-    return _op(x, packed, out_channels, silu)
+    return _op(x, packed, out_channels, silu, beside)
 
 
-def _fake(x: Tensor, packed: Tensor, out_channels: int, silu: bool) -> Tensor:
+def _fake(
+    x: Tensor, packed: Tensor, out_channels: int, silu: bool, beside: Tensor | None = None
+) -> Tensor:
     """Raises where the arguments break the contract; csrc/cpu/winograd_convolution.cpp says the same."""
-    channels = x.shape[1] if x.dim() == 4 else 0
+    channels = channels_with(x, beside)
     size = winograd_convolution_size(channels, out_channels)
     meaning = f"{channels} channels and {out_channels} of the output"
     if packed.dtype == torch.bfloat16:
@@ -46,4 +52,4 @@ def _fake(x: Tensor, packed: Tensor, out_channels: int, silu: bool) -> Tensor:
     return channels_last_empty(x, out_channels)
 
 
-register_inference_op("winograd_convolution", _fake)
+register_inference_op("winograd_convolution", _fake, maps=(0, 4))

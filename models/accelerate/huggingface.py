@@ -41,6 +41,7 @@ from mobilevit_kernels.models.accelerate.replacement import (
     require_type,
 )
 from mobilevit_kernels.models.conv_chain import run_chain
+from mobilevit_kernels.models.convolve import convolve_joined
 from mobilevit_kernels.models.layers import channels_last
 from mobilevit_kernels.models.token_map import to_map, to_tokens, transform_map
 
@@ -76,7 +77,7 @@ class AcceleratedMobileViTLayer(AcceleratedBlock, MobileViTLayer):
         local = run_chain(features, (self.conv_kxk, self.conv_1x1), conv_layer)
         patch_size: Any = (self.patch_height, self.patch_width)
         projected = self.conv_projection(transform_map(local, patch_size, self.transformer, self.layernorm))
-        return self.fusion(torch.cat((features, projected), dim=1))
+        return convolve_joined(self.fusion, features, projected)
 
 
 class AcceleratedMobileViTV2LinearSelfAttention(MobileViTV2LinearSelfAttention):

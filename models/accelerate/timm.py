@@ -11,7 +11,7 @@ from timm.models.mobilevit import (
     MobileVitV2Block,
 )
 from timm.models.vision_transformer import Block
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
 from mobilevit_kernels import separable_attn, unfold_attn_fold
 from mobilevit_kernels.models.accelerate.maps import (
@@ -31,7 +31,7 @@ from mobilevit_kernels.models.accelerate.replacement import (
 )
 from mobilevit_kernels.models.accelerate.timm_layers import LAYERS, conv_layer
 from mobilevit_kernels.models.conv_chain import run_chain
-from mobilevit_kernels.models.convolve import project
+from mobilevit_kernels.models.convolve import convolve_joined, project
 from mobilevit_kernels.models.layers import channels_last, resize_to_patches
 from mobilevit_kernels.models.token_map import to_map, to_tokens, transform_map
 
@@ -78,7 +78,7 @@ class AcceleratedMobileVitBlock(AcceleratedBlock, MobileVitBlock):
         """Maps ``[B, C, H, W]`` to ``[B, C', H', W']`` as timm's block does, in channels_last memory."""
         y = run_chain(x, (self.conv_kxk, self.conv_1x1), conv_layer)
         y = self.conv_proj(transform_map(y, self.patch_size, self.transformer, self.norm))
-        return y if self.conv_fusion is None else self.conv_fusion(cat((x, y), dim=1))
+        return y if self.conv_fusion is None else convolve_joined(self.conv_fusion, x, y)
 
 
 class AcceleratedLinearSelfAttention(LinearSelfAttention):

@@ -51,9 +51,11 @@ class FusedConvolution(PackedOp):
         packed = pack_convolution(*weight_and_bias(conv), dtype=dtype)
         super().__init__(packed, _Sizes(conv.out_channels, *sides, silu))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` -> ``[B, C_out, H', W']``."""
-        return convolution(x, self.packed, *self.sizes)
+    reads_two_maps = True
+
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """``[B, C, H, W]``, its last channels perhaps in a map ``beside`` -> ``[B, C_out, H', W']``."""
+        return convolution(x, self.packed, *self.sizes, beside)
 
 
 class _WinogradSizes(NamedTuple):
@@ -73,9 +75,11 @@ class FusedWinogradConvolution(PackedOp):
         packed = pack_winograd_convolution(*weight_and_bias(conv))
         super().__init__(packed, _WinogradSizes(conv.out_channels, silu))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` -> ``[B, C_out, H, W]``."""
-        return winograd_convolution(x, self.packed, *self.sizes)
+    reads_two_maps = True
+
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """``[B, C, H, W]``, its last channels perhaps in a map ``beside`` -> ``[B, C_out, H, W]``."""
+        return winograd_convolution(x, self.packed, *self.sizes, beside)
 
 
 class _DepthwiseSizes(NamedTuple):

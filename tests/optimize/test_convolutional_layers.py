@@ -1,12 +1,14 @@
 """Which convolutional layers ``optimize_for_inference`` runs as one op, and which it leaves as they are."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from foreign_models import BUILDERS, V1_CONFIG, build_model, logits_of, randomize
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobilevit_kernels import optimize_for_inference
 from mobilevit_kernels.models import create_model
@@ -39,6 +41,41 @@ def test_every_convolution_is_part_of_an_op(name: str) -> None:
     assert len(of_class(optimized, "FusedInvertedResidual")) == len(of_class(model, *BLOCKS)) > 0
     assert of_class(optimized, "FusedConvolution")
     check_outputs(optimized, model)
+
+
+class Names(TorchDispatchMode):
+    """Records the names of all operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv3_xxs", "mobilevitv3_050", "timm_v1", "hf_v1"])
+def test_features_are_joined_without_a_copy(name: str) -> None:
+    model = randomize(create_model(name, num_classes=5)).eval() if name in OURS else build_model(name)
+    optimized = optimize_for_inference(model)
+    with torch.inference_mode(), Names() as names:
+        logits_of(optimized, images())
+    assert "mobilevit::transformer" in names.found or "mobilevit::separable_transformer" in names.found
+    assert "aten::cat" not in names.found
+    with torch.inference_mode(), Names() as names:
+        logits_of(model, images())
+    assert "aten::cat" in names.found
+
+
+def test_a_watched_fusion_is_given_the_joined_map() -> None:
+    model = optimize_for_inference(create_model("mobilevit_xxs", num_classes=5).eval())
+    expected, seen = logits_of(model, images()), []
+    fusion = next(module.conv_fusion for module in model.modules() if hasattr(module, "conv_fusion"))
+    fusion.register_forward_pre_hook(lambda _, args: seen.append(args))
+    assert torch.equal(logits_of(model, images()), expected)
+    ((joined,),) = seen
+    assert joined.shape[1] == 96
 
 
 def test_dilated_blocks_of_segmentation() -> None:

@@ -63,6 +63,20 @@ def test_huge_logits_stay_within_the_error_rule(
     backward_rule(problem)
 
 
+@pytest.mark.parametrize("values", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("gain", [0.1, 1.0, 2.5, 3.0, 6.0, 40.0])
+@pytest.mark.parametrize("grid", [(8, 8), (9, 13), (17, 18)], ids=str)
+def test_small_and_large_scores_in_one_map(
+    attention: Builder, grid: tuple[int, int], gain: float, values: float, forward_rule: Callable[[Any], None]
+) -> None:
+    """A kernel may do without a maximum where it knows that scores are small."""
+    problem = attention(patch=(1, 1), grid=grid, heads=2, head_dim=16, dtype=torch.bfloat16, gain=gain)
+    qkv = problem.tensors[0]
+    qkv[:, :32, : grid[0] // 2] *= 0.1  # queries of the first blocks
+    qkv[:, 64:] *= values / gain
+    forward_rule(problem)
+
+
 def test_logits_beyond_the_range_of_float16(attention: Builder) -> None:
     problem = attention(grid=(4, 5), head_dim=16, dtype=torch.float16, gain=200.0, scale=2.0)
     truth = problem.map_tensors(Tensor.double).reference()
