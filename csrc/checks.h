@@ -28,13 +28,16 @@ inline void check_alike(const char* name, const at::Tensor& tensor, const at::Te
       tensor.device() == x.device(), name, ": expected device ", x.device(), " as x has, got ", tensor.device());
 }
 
-// Of the ops that compute in float32 whatever the dtype of the map.
-inline void check_storage_map(const char* name, const at::Tensor& x) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_VALUE(x.dim() == 4, name, ": expected 4 dimensions [B, C, H, W], got ", x.dim());
+inline void check_storage_dtype(const char* name, at::ScalarType dtype) {
   TORCH_CHECK_TYPE(
       dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, name,
       ": expected float32, bfloat16 or float16, got torch.", c10::getDtypeNames(dtype).first);
+}
+
+// Of the ops that compute in float32 whatever the dtype of the map.
+inline void check_storage_map(const char* name, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 4, name, ": expected 4 dimensions [B, C, H, W], got ", x.dim());
+  check_storage_dtype(name, x.scalar_type());
   TORCH_CHECK_VALUE(x.size(1) >= 1, name, ": expected at least one channel, got 0");
 }
 

@@ -86,7 +86,7 @@ TORCH_LIBRARY(mobilevit, m) {
   // Convolutions around the transformers, for inference on the CPU.
   m.def(
       "convolution(Tensor x, Tensor packed, int out_channels, int kernel_size, int stride, int padding, int dilation, "
-      "bool silu, Tensor? beside=None) -> Tensor",
+      "bool silu, Tensor? beside=None, ScalarType? out_dtype=None) -> Tensor",
       tags);
   m.def(
       "winograd_convolution(Tensor x, Tensor packed, int out_channels, bool silu, Tensor? beside=None) -> Tensor",

@@ -46,9 +46,12 @@ ConvolutionInput input_of(const at::Tensor& map) {
 
 at::Tensor convolution(
     const at::Tensor& x, const at::Tensor& packed, int64_t out_channels, int64_t kernel_size, int64_t stride,
-    int64_t padding, int64_t dilation, bool silu, const std::optional<at::Tensor>& beside) {
+    int64_t padding, int64_t dilation, bool silu, const std::optional<at::Tensor>& beside,
+    std::optional<at::ScalarType> out_dtype) {
   check_storage_map("x", x);
   check_beside(beside, x);
+  const at::ScalarType result = out_dtype.value_or(x.scalar_type());
+  check_storage_dtype("out_dtype", result);
   const int64_t in_channels = x.size(1) + (beside.has_value() ? beside->size(1) : 0);
   const ConvolutionShape shape{x.size(0),   x.size(2), x.size(3), in_channels, out_channels,
                                kernel_size, stride,    padding,   dilation};
@@ -60,11 +63,12 @@ at::Tensor convolution(
       out_channels, " of the output and a kernel of ", kernel_size, " x ", kernel_size, ", got ", packed.numel());
   const at::Tensor map = readable(x, kernel_size);
   const at::Tensor other = beside.has_value() ? readable(*beside, kernel_size) : at::Tensor();
-  const at::Tensor out = empty_map({shape.batch, out_channels, shape.out_height(), shape.out_width()}, x.options());
+  const at::Tensor out =
+      empty_map({shape.batch, out_channels, shape.out_height(), shape.out_width()}, x.options().dtype(result));
   if (out.numel() > 0) {
     run_convolution(
         {shape, input_of(map), other.defined() ? input_of(other) : ConvolutionInput{}, out.mutable_data_ptr(),
-         x.scalar_type(), packed.const_data_ptr(), packed.scalar_type(), silu});
+         x.scalar_type(), result, packed.const_data_ptr(), packed.scalar_type(), silu});
   }
   return out;
 }

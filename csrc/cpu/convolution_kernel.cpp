@@ -44,7 +44,7 @@ class Bands {
         pitch_((shape_.width + 2 * shape_.padding) * pixel_),
         out_row_(shape_.out_width() * shape_.out_channels),
         rows_(std::min(rows, rows_of_a_band())),
-        in_place_(args.dtype == at::kFloat || args.dtype == kProducts),
+        in_place_(args.out_dtype == at::kFloat || args.out_dtype == kProducts),
         band_memory_(input_rows(rows_) * pitch_),
         band_(band_memory_.take(input_rows(rows_) * pitch_)),
         result_memory_(in_place_ ? 0 : rows_ * out_row_),
@@ -117,13 +117,13 @@ class Bands {
   // Rows [first, first + count) of the output, from the band.
   void write(int64_t first, int64_t count) {
     const int64_t offset = first * out_row_;
-    if (args_.dtype == at::kFloat) {
+    if (args_.out_dtype == at::kFloat) {
       activate(count, static_cast<float*>(args_.out) + offset);
     } else if (in_place_) {
       activate(count, static_cast<W*>(args_.out) + offset);
     } else {
       activate(count, result_);
-      with_storage_dtype(args_.dtype, [&](auto element) {
+      with_storage_dtype(args_.out_dtype, [&](auto element) {
         convert_row(result_, static_cast<decltype(element)*>(args_.out) + offset, count * out_row_);
       });
     }
@@ -179,8 +179,9 @@ void run(const Convolution& args) {
   const PackedLinear<W>& layer = weights.linear;
   const int64_t grain = grain_of_flops(2 * layer.inputs * shape.out_channels * shape.out_width());
   const bool pointwise = shape.kernel_size == 1 && shape.stride == 1 && shape.padding == 0 && args.beside.channels == 0;
+  constexpr at::ScalarType kProducts = c10::CppTypeToScalarType<W>::value;
   const bool rows_of_products =
-      args.dtype == c10::CppTypeToScalarType<W>::value && reads_unpadded<W>(shape.in_channels);
+      args.dtype == kProducts && args.out_dtype == kProducts && reads_unpadded<W>(shape.in_channels);
   if (pointwise && rows_of_products) {
     if (args.silu) return run_pointwise<W>(args, layer, grain, AddBiasSilu<W>(layer.bias));
     return run_pointwise<W>(args, layer, grain, AddBias(layer.bias));

@@ -27,7 +27,7 @@ struct Convolution {
   ConvolutionShape shape;
   ConvolutionInput x, beside;
   void* out;
-  at::ScalarType dtype;
+  at::ScalarType dtype, out_dtype;  // of the maps read, and of the output
   const void* packed;
   at::ScalarType packed_dtype;  // float32, or bfloat16 for products on the matrix units
   bool silu;                    // activates the result

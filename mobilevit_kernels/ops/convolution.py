@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.ops.inference import channels_with, check_packed_map, register_inference_op
+from mobilevit_kernels.ops.inference import DTYPES, channels_with, check_packed_map, register_inference_op
 from mobilevit_kernels.ops.packing import convolution_size
 from mobilevit_kernels.ops.registration import channels_last_empty
 
@@ -20,6 +20,7 @@ def convolution(
     dilation: int = 1,
     silu: bool = False,
     beside: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Dense 2-D convolution with a square kernel and, with ``silu``, x * sigmoid(x) of its result.
 
@@ -35,19 +36,20 @@ def convolution(
         kernel_size: side k of the kernel.
         stride, padding, dilation: as in :func:`torch.nn.functional.conv2d`, alike on both axes.
         silu: activates the result.
-        beside: ``[B, C2, H, W]``, dtype of ``x``: the op computes what it would of ``torch.cat((x, beside), 1)``, without
-            that copy.
+        beside: ``[B, C2, H, W]``, dtype of ``x``: the op computes what it would of ``torch.cat((x, beside), 1)``,
+            without that copy.
+        out_dtype: float32, bfloat16 or float16 of the output; by default that of ``x``.
 
     Returns:
-        ``[B, C_out, H', W']``, dtype of ``x``, channels_last; the size is that of :func:`torch.nn.functional.conv2d`.
+        ``[B, C_out, H', W']``, channels_last; the size is that of :func:`torch.nn.functional.conv2d`.
 
     Raises:
         ValueError: a size that is not positive, ``packed`` or ``beside`` of another size, a padded map smaller than the
             kernel.
-        TypeError: ``x``, ``packed`` or ``beside`` of another dtype.
+        TypeError: ``x``, ``packed``, ``beside`` or ``out_dtype`` of another dtype.
         RuntimeError: a gradient is wanted.
     """
-    return _op(x, packed, out_channels, kernel_size, stride, padding, dilation, silu, beside)
+    return _op(x, packed, out_channels, kernel_size, stride, padding, dilation, silu, beside, out_dtype)
 
 
 def _fake(
@@ -60,6 +62,7 @@ def _fake(
     dilation: int,
     silu: bool,
     beside: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Raises where the arguments break the contract; csrc/cpu/convolution.cpp says the same."""
     channels = channels_with(x, beside)
@@ -73,6 +76,8 @@ def _fake(
         stride=stride,
         dilation=dilation,
     )
+    if out_dtype is not None and out_dtype not in DTYPES:
+        raise TypeError(f"out_dtype: expected float32, bfloat16 or float16, got {out_dtype}")
     if padding < 0:
         raise ValueError(f"padding: expected 0 or more, got {padding}")
     height, width = x.shape[2:]
@@ -83,7 +88,7 @@ def _fake(
             f"{height} x {width} and padding {padding}"
         )
     size = ((height + 2 * padding - window) // stride + 1, (width + 2 * padding - window) // stride + 1)
-    return channels_last_empty(x, out_channels, size)
+    return channels_last_empty(x, out_channels, size, out_dtype)
 
 
 register_inference_op("convolution", _fake, maps=(0, 8))

@@ -27,11 +27,21 @@ def as_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
     return patch_size[0], patch_size[1]
 
 
-def channels_last_empty(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    """The output every op promises: ``[B, channels, H, W]`` in channels_last memory; ``size``: another H and W."""
+def channels_last_empty(
+    like: Tensor, channels: int, size: tuple[int, int] | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The output every op promises: ``[B, channels, H, W]`` in channels_last memory.
+
+    Args:
+        like: a map with B, and where nothing else is said, H, W, dtype and device.
+        channels: of the output.
+        size: another H and W.
+        dtype: another dtype.
+    """
     height, width = size or (like.shape[2], like.shape[3])
     shape = (like.shape[0], channels, height, width)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    dtype = dtype or like.dtype
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

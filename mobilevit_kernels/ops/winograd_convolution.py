@@ -25,8 +25,8 @@ def winograd_convolution(
         packed: float32, from :func:`mobilevit_kernels.ops.packing.pack_winograd_convolution`.
         out_channels: channels C_out of the output.
         silu: activates the result.
-        beside: ``[B, C2, H, W]``, dtype of ``x``: the op computes what it would of ``torch.cat((x, beside), 1)``, without
-            that copy.
+        beside: ``[B, C2, H, W]``, dtype of ``x``: the op computes what it would of ``torch.cat((x, beside), 1)``,
+            without that copy.
 
     Returns:
         ``[B, C_out, H, W]``, dtype of ``x``, channels_last.
@@ -39,9 +39,7 @@ def winograd_convolution(
     return _op(x, packed, out_channels, silu, beside)
 
 
-def _fake(
-    x: Tensor, packed: Tensor, out_channels: int, silu: bool, beside: Tensor | None = None
-) -> Tensor:
+def _fake(x: Tensor, packed: Tensor, out_channels: int, silu: bool, beside: Tensor | None = None) -> Tensor:
     """Raises where the arguments break the contract; csrc/cpu/winograd_convolution.cpp says the same."""
     channels = channels_with(x, beside)
     size = winograd_convolution_size(channels, out_channels)

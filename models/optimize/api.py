@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 import mobilevit_kernels._C as native
 from mobilevit_kernels.models.accelerate import accelerate
-from mobilevit_kernels.models.optimize.convolution import fuse_convolutions
+from mobilevit_kernels.models.optimize.convolution import FusedConvolution, fuse_convolutions
 from mobilevit_kernels.models.optimize.folding import fold_batch_norms
 from mobilevit_kernels.models.optimize.head import fuse_heads
 from mobilevit_kernels.models.optimize.inverted_residual import fuse_inverted_residuals
 from mobilevit_kernels.models.optimize.layers import fuse_transformers
+from mobilevit_kernels.models.optimize.packed import PackedOp
 
 _LOGGER = logging.getLogger("mobilevit_kernels")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -85,6 +86,10 @@ def _check_parameters(model: nn.Module) -> None:
             )
 
 
+def _parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=False))
+
+
 def _tensors_of(model: nn.Module) -> dict[int, Tensor]:
     """Parameters and buffers by identity."""
     return {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
@@ -110,9 +115,14 @@ def _take_tensors_of_its_own(optimized: nn.Module, model: nn.Module) -> None:
 
 def _convert_to_bfloat16(model: nn.Module) -> None:
     """Converts the parameters of single layers; packed ones are in their dtype already."""
+    stem = next(module for module in model.modules() if next(module.children(), None) is None)
+    packed = all(isinstance(module, PackedOp) for module in model.modules() if _parameters_of(module))
+    if isinstance(stem, FusedConvolution) and packed:
+        stem.out_dtype = torch.bfloat16  # of images as they are: no other layer minds their dtype
+    else:
+        model.register_forward_pre_hook(_to_bfloat16, with_kwargs=True)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
-    model.register_forward_pre_hook(_to_bfloat16, with_kwargs=True)
     model.register_forward_hook(_to_float32)
 
 

@@ -50,12 +50,13 @@ class FusedConvolution(PackedOp):
         sides = (conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), conv.dilation[0])
         packed = pack_convolution(*weight_and_bias(conv), dtype=dtype)
         super().__init__(packed, _Sizes(conv.out_channels, *sides, silu))
+        self.out_dtype: torch.dtype | None = None  # of every output; None: that of the input
 
     reads_two_maps = True
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """``[B, C, H, W]``, its last channels perhaps in a map ``beside`` -> ``[B, C_out, H', W']``."""
-        return convolution(x, self.packed, *self.sizes, beside)
+        return convolution(x, self.packed, *self.sizes, beside, self.out_dtype)
 
 
 class _WinogradSizes(NamedTuple):

@@ -130,7 +130,9 @@ def test_bad_input(form: Any, fake: bool) -> None:
         ValueError, match=r"^beside: expected batch, height and width of x, 2, 6 and 5, got 2, 6 and 4"
     ):
         run(one, packed, other[..., :4])
-    with pytest.raises(ValueError, match=rf"^packed: expected \d+ elements for 19 channels.*{packed.numel()}"):
+    with pytest.raises(
+        ValueError, match=rf"^packed: expected \d+ elements for 19 channels.*{packed.numel()}"
+    ):
         run(one, packed, other[:, :7])
 
 

@@ -119,6 +119,36 @@ def test_strides_and_memory(channels: int, kernel: int, products: torch.dtype, d
     assert torch.equal(packed.view(torch.uint8), kept.view(torch.uint8))
 
 
+@pytest.mark.parametrize(
+    "products", [torch.float32, pytest.param(torch.bfloat16, marks=needs_avx512)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_another_dtype_of_the_output(
+    kernel: int, out_dtype: torch.dtype, dtype: torch.dtype, products: torch.dtype
+) -> None:
+    problem = ConvolutionProblem.random((2, 32, 6, 5), 24, kernel, padding=kernel // 2)
+    problem = replace(problem.map_tensors(lambda tensor: tensor.to(dtype)), products=products)
+    x, *others = problem.arguments()
+    assert isinstance(x, Tensor)
+    out = ops.convolution(x, *others, out_dtype=out_dtype)  # type: ignore[arg-type]
+    assert out.dtype == out_dtype
+    expected = ops.convolution(x.float(), *others).to(out_dtype)  # type: ignore[arg-type]
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_bad_dtype_of_the_output(device: str) -> None:
+    x, packed, *others = ConvolutionProblem.random((2, 20, 6, 5), 24, 1).arguments()
+    assert isinstance(x, Tensor)
+    assert isinstance(packed, Tensor)
+    with pytest.raises(
+        TypeError, match=r"^out_dtype: expected float32, bfloat16 or float16, got torch.float64"
+    ):
+        ops.convolution(x.to(device), packed.to(device), *others, out_dtype=torch.float64)  # type: ignore[arg-type]
+
+
 def test_one_pixel_for_all() -> None:
     """An expanded map repeats its memory."""
     x, packed, *others = ConvolutionProblem.random((1, 3, 1, 1), 24, 3, padding=1).arguments()

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from capabilities import needs_avx512
 from foreign_models import BUILDERS, V1_CONFIG, build_model, logits_of, randomize
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobilevit_kernels import optimize_for_inference
 from mobilevit_kernels.models import create_model
-from mobilevit_kernels.models.optimize import convolution
+from mobilevit_kernels.models.optimize import api, convolution
 from mobilevit_kernels.models.optimize.inverted_residual import FusedInvertedResidual
 
 OURS = ("mobilevit_xxs", "mobilevitv2_050", "mobilevitv3_xxs", "mobilevitv3_050")
@@ -66,6 +67,49 @@ def test_features_are_joined_without_a_copy(name: str) -> None:
     with torch.inference_mode(), Names() as names:
         logits_of(model, images())
     assert "aten::cat" in names.found
+
+
+@needs_avx512
+@pytest.mark.parametrize(
+    "name", ["mobilevit_xxs", "mobilevitv2_050", "mobilevitv3_050", "timm_v1", "timm_v2", "hf_v1"]
+)
+def test_images_are_not_copied_to_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "has_fast_bfloat16", lambda: True)
+    model = randomize(create_model(name, num_classes=5)).eval() if name in OURS else build_model(name)
+    optimized = optimize_for_inference(model, torch.bfloat16)
+    shapes = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.name() == "aten::_to_copy":
+                shapes.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Copies():
+        logits = logits_of(optimized, images())
+    assert logits.dtype == torch.float32
+    assert shapes == [(2, 5)]
+    with torch.inference_mode():
+        assert torch.equal(logits_of(optimized, images().bfloat16()), logits)
+
+
+@needs_avx512
+def test_a_network_with_layers_of_its_own_gets_images_in_their_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "has_fast_bfloat16", lambda: True)
+
+    class TwoBranches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = create_model("mobilevitv2_050", num_classes=5)
+            self.extra = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.backbone(x) + self.extra(x)
+
+    model = TwoBranches().eval()
+    with torch.inference_mode():
+        actual, expected = optimize_for_inference(model, torch.bfloat16)(images()), model(images())
+    torch.testing.assert_close(actual, expected, rtol=0.1, atol=0.1)
 
 
 def test_a_watched_fusion_is_given_the_joined_map() -> None:
