@@ -32,9 +32,8 @@ inline float sum_vectors(int64_t n, const Add& add) {
 }
 
 inline float row_sum(const float* row, int64_t n) {
-  return sum_vectors(n, [row](int64_t i, int64_t lanes, const Vec<float>& sum) {
-    return sum + Vec<float>::loadu(row + i, lanes);
-  });
+  return sum_vectors(
+      n, [row](int64_t i, int64_t lanes, const Vec<float>& sum) { return sum + Vec<float>::loadu(row + i, lanes); });
 }
 
 // sum_i (row[i] - origin)**2
