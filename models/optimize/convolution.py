@@ -56,7 +56,7 @@ class FusedConvolution(PackedOp):
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """``[B, C, H, W]``, its last channels perhaps in a map ``beside`` -> ``[B, C_out, H', W']``."""
-        return convolution(x, self.packed, *self.sizes, beside, self.out_dtype)
+        return convolution(x, self.packed, *self.sizes, beside=beside, out_dtype=self.out_dtype)
 
 
 class _WinogradSizes(NamedTuple):
@@ -80,7 +80,7 @@ class FusedWinogradConvolution(PackedOp):
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """``[B, C, H, W]``, its last channels perhaps in a map ``beside`` -> ``[B, C_out, H, W]``."""
-        return winograd_convolution(x, self.packed, *self.sizes, beside)
+        return winograd_convolution(x, self.packed, *self.sizes, beside=beside)
 
 
 class _DepthwiseSizes(NamedTuple):
