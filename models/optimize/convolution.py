@@ -46,13 +46,14 @@ class FusedConvolution(PackedOp):
         dtype: of the products: ``torch.float32`` or ``torch.bfloat16``.
     """
 
+    sizes: _Sizes
+    reads_two_maps = True
+
     def __init__(self, conv: nn.Conv2d, silu: bool, dtype: torch.dtype = torch.float32) -> None:
         sides = (conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), conv.dilation[0])
         packed = pack_convolution(*weight_and_bias(conv), dtype=dtype)
         super().__init__(packed, _Sizes(conv.out_channels, *sides, silu))
         self.out_dtype: torch.dtype | None = None  # of every output; None: that of the input
-
-    reads_two_maps = True
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """``[B, C, H, W]``, its last channels perhaps in a map ``beside`` -> ``[B, C_out, H', W']``."""
@@ -72,11 +73,12 @@ class FusedWinogradConvolution(PackedOp):
         silu: activates the result.
     """
 
+    sizes: _WinogradSizes
+    reads_two_maps = True
+
     def __init__(self, conv: nn.Conv2d, silu: bool) -> None:
         packed = pack_winograd_convolution(*weight_and_bias(conv))
         super().__init__(packed, _WinogradSizes(conv.out_channels, silu))
-
-    reads_two_maps = True
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """``[B, C, H, W]``, its last channels perhaps in a map ``beside`` -> ``[B, C_out, H, W]``."""
