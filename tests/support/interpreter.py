@@ -13,6 +13,7 @@ FLOAT64 = "its float64 tensors are beyond the Triton kernels"
 HALF = "relu(value) * context is rounded to float16 for the second product, as plain PyTorch does"
 THREADS = "the interpreter is not thread-safe"
 NOT_INTERPRETED = {
+    "test_beside.py": "it is about the compiled kernels",
     "test_convolution.py": "it is about the compiled kernels",
     "test_depthwise_convolution.py": "it is about the compiled kernels",
     "test_cpu_capability.py": "it is about the compiled kernels",
@@ -20,6 +21,7 @@ NOT_INTERPRETED = {
     "test_pooled_linear.py": "it is about the compiled kernels",
     "test_sweeps.py": "it is about the compiled kernels",
     "test_transformers.py": "it is about the compiled kernels",
+    "test_winograd_convolution.py": "it is about the compiled kernels",
     "test_gradcheck": FLOAT64,
     "test_gradcheck_without_biases": FLOAT64,
     "test_float64_stays": FLOAT64,
