@@ -267,8 +267,9 @@ inline void gemm_columns(
   static_assert(kPackedColumns % kPanel<typename B::Element> == 0);
   // Blocks as equal as possible: 16 rows run as 8 + 8, not as 12 + 4.
   const int64_t blocks = (rows + kGemmRows - 1) / kGemmRows;
+  const int64_t smaller = blocks == 0 ? 0 : rows / blocks, larger = rows - smaller * blocks;
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
-    const int64_t block_rows = (rows - row + blocks - block - 1) / (blocks - block);
+    const int64_t block_rows = block < larger ? smaller + 1 : smaller;
     with_rows<static_cast<int>(kGemmRows)>(
         block_rows, [&](auto count) { gemm_row_block<decltype(count)::value>(product, row, begin, end, epilogue); });
     row += block_rows;

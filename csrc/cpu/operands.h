@@ -44,7 +44,7 @@ struct Operands {
   using Vector = Vec<T>;
 
   static Vector load(const T* p) { return Vec<T>::loadu(p); }
-  static Vector load(const T* p, int lanes) { return Vec<T>::loadu(p, lanes); }
+  static Vector load(const T* p, int lanes) { return load_first(p, lanes); }
   static Vector broadcast(T value) { return Vec<T>(value); }
   static Vec<T> multiply_add(const Vector& a, const Vector& b, const Vec<T>& sum) { return at::vec::fmadd(a, b, sum); }
 };

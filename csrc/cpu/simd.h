@@ -23,13 +23,48 @@ using Vec = at::vec::Vectorized<T>;
 template <typename T>
 using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// The first count elements, zero behind them. On AVX2, at::vec would go through memory.
+template <typename T>
+inline Vec<T> load_first(const T* p, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    if (count == Vec<T>::size()) return _mm256_loadu_ps(p);
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane));
+  }
+#endif
+  return Vec<T>::loadu(p, count);
+}
+
+template <typename T>
+inline void store_first(const Vec<T>& value, T* p, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    if (count == Vec<T>::size()) return value.store(p);
+    // Masked stores are slow on some processors.
+    __m128 rest = _mm256_castps256_ps128(value);
+    if (count & 4) {
+      _mm_storeu_ps(p, rest);
+      rest = _mm256_extractf128_ps(value, 1), p += 4;
+    }
+    if (count & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      rest = _mm_movehl_ps(rest, rest), p += 2;
+    }
+    if (count & 1) _mm_store_ss(p, rest);
+    return;
+  }
+#endif
+  value.store(p, static_cast<int>(count));
+}
+
 // dst[0, n) = src[0, n), converted; from one type of 16 bits to the other by way of float32.
 template <typename From, typename To>
 inline void convert_row(const From* src, To* dst, int64_t n) {
   if constexpr (std::is_same_v<From, To>) {
     int64_t i = 0;
     for (; i + Vec<To>::size() <= n; i += Vec<To>::size()) Vec<To>::loadu(src + i).store(dst + i);
-    if (i < n) Vec<To>::loadu(src + i, n - i).store(dst + i, static_cast<int>(n - i));
+    if (i < n) store_first(load_first(src + i, n - i), dst + i, n - i);
   } else if constexpr (std::is_same_v<To, float>) {
     constexpr int64_t kHalf = Vec<float>::size();
     for (int64_t i = 0; i < n; i += 2 * kHalf) {
@@ -100,6 +135,15 @@ inline Vec<T> sums_of_lanes(const Vec<T> (&vectors)[Vec<T>::size()]) {
     return joined_lanes(vectors, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
   }
 #endif
+#if defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    const auto four = [&vectors](int i) {
+      return _mm256_hadd_ps(_mm256_hadd_ps(vectors[i], vectors[i + 1]), _mm256_hadd_ps(vectors[i + 2], vectors[i + 3]));
+    };
+    const __m256 low = four(0), high = four(4);
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  }
+#endif
   T sums[Vec<T>::size()];
   for (int64_t i = 0; i < Vec<T>::size(); ++i) sums[i] = horizontal_sum(vectors[i]);
   return Vec<T>::loadu(sums);
@@ -113,7 +157,7 @@ inline T dot(const T* a, const T* b, int64_t n) {
   for (; i + Vec<T>::size() <= n; i += Vec<T>::size()) {
     sum = at::vec::fmadd(Vec<T>::loadu(a + i), Vec<T>::loadu(b + i), sum);
   }
-  if (i < n) sum = at::vec::fmadd(Vec<T>::loadu(a + i, n - i), Vec<T>::loadu(b + i, n - i), sum);
+  if (i < n) sum = at::vec::fmadd(load_first(a + i, n - i), load_first(b + i, n - i), sum);
   return horizontal_sum(sum);
 }
 
@@ -121,7 +165,7 @@ inline T dot(const T* a, const T* b, int64_t n) {
 template <typename A, typename T>
 inline Vec<A> load_as(const T* p, int64_t count = Vec<A>::size()) {
   if constexpr (std::is_same_v<A, T>) {
-    return Vec<A>::loadu(p, count);
+    return load_first(p, count);
   } else {
 #if defined(CPU_CAPABILITY_AVX512)
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
@@ -164,7 +208,7 @@ inline auto to_storage(const Vec<float>& value) {
 template <typename A, typename T>
 inline void store_as(const Vec<A>& value, T* p, int64_t count = Vec<A>::size()) {
   if constexpr (std::is_same_v<A, T>) {
-    value.store(p, static_cast<int>(count));
+    store_first(value, p, count);
   } else {
 #if defined(CPU_CAPABILITY_AVX512)
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
@@ -204,9 +248,12 @@ inline Vec<float> polynomial(const float (&coefficients)[kTerms], const Vec<floa
   return value;
 }
 
-// Minimax polynomials of 2**x: on [0, 1], 1 at 0, with a relative error of 8.3e-8; on [-1/2, 1/2], below 2**-24.
+// Minimax polynomials of 2**x, 1 at 0: on [0, 1] with a relative error of 8.3e-8; on [-1/2, 1/2] with 9.2e-8, and below
+// 2**-24.
 constexpr float kExp2OfFraction[] = {1.86712631523e-3f, 9.01703824435e-3f, 5.57999075046e-2f,
                                      2.40164451650e-1f, 6.93151311689e-1f, 1.0f};
+constexpr float kExp2OfRest[] = {1.3264727140e-3f, 9.6715126400e-3f, 5.5507337435e-2f,
+                                 2.4022242086e-1f, 6.9314697760e-1f, 1.0f};
 constexpr float kExp2NearZero[] = {
     1.5353361976e-4f, 1.3398874400e-3f, 9.6184373570e-3f, 5.5503324710e-2f, 2.4022651091e-1f, 6.9314718056e-1f, 1.0f};
 
@@ -232,6 +279,22 @@ inline Vec<A> exp2_score(const Vec<A>& x) {
   }
 #endif
   return x.exp2();
+}
+
+// 2**(x * factor - origin) where that is a normal number below 2**127 and the origin an integer; the same error.
+template <typename A>
+inline Vec<A> exp2_of_product(const Vec<A>& x, const Vec<A>& factor, const Vec<A>& origin) {
+#if defined(CPU_CAPABILITY_AVX2) && !defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) {
+    // A sum with 1.5 * 2**23 is rounded to an integer, which its lowest bits hold. The rest is rounded once.
+    const __m256 shift = _mm256_sub_ps(_mm256_set1_ps(0x1.8p23f), origin);
+    const __m256 shifted = _mm256_fmadd_ps(x, factor, shift);
+    const Vec<float> rest = _mm256_fmsub_ps(x, factor, _mm256_sub_ps(shifted, shift));
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(polynomial(kExp2OfRest, rest)), exponent));
+  }
+#endif
+  return exp2_score<A>(at::vec::fmsub(x, factor, origin));
 }
 
 #if defined(CPU_CAPABILITY_AVX512)

@@ -155,32 +155,67 @@ inline void store_rows(const TokenRows<T>& tokens, int64_t first, int64_t count,
 constexpr int64_t kChannelGroup = 4;
 
 #if defined(CPU_CAPABILITY_AVX512)
+// Four consecutive channels of rows 0, 4, 8 and 12.
+using Quads = __m512;
+
+inline Quads load_quads(const float* rows, int64_t row_stride) {
+  Quads x = _mm512_castps128_ps512(_mm_loadu_ps(rows));
+  x = _mm512_mask_broadcast_f32x4(x, 0x00f0, _mm_loadu_ps(rows + 4 * row_stride));
+  x = _mm512_mask_broadcast_f32x4(x, 0x0f00, _mm_loadu_ps(rows + 8 * row_stride));
+  return _mm512_mask_broadcast_f32x4(x, 0xf000, _mm_loadu_ps(rows + 12 * row_stride));
+}
+
+inline void store_quads(const Quads& x, float* rows, int64_t row_stride) {
+  _mm_storeu_ps(rows, _mm512_castps512_ps128(x));
+  _mm_storeu_ps(rows + 4 * row_stride, _mm512_extractf32x4_ps(x, 1));
+  _mm_storeu_ps(rows + 8 * row_stride, _mm512_extractf32x4_ps(x, 2));
+  _mm_storeu_ps(rows + 12 * row_stride, _mm512_extractf32x4_ps(x, 3));
+}
+
 // Transposes the 4 x 4 blocks in the 128-bit lanes of four vectors.
-inline void transpose_lanes(__m512 (&x)[4]) {
-  const __m512 low01 = _mm512_unpacklo_ps(x[0], x[1]), high01 = _mm512_unpackhi_ps(x[0], x[1]);
-  const __m512 low23 = _mm512_unpacklo_ps(x[2], x[3]), high23 = _mm512_unpackhi_ps(x[2], x[3]);
+inline void transpose_lanes(Quads (&x)[4]) {
+  const Quads low01 = _mm512_unpacklo_ps(x[0], x[1]), high01 = _mm512_unpackhi_ps(x[0], x[1]);
+  const Quads low23 = _mm512_unpacklo_ps(x[2], x[3]), high23 = _mm512_unpackhi_ps(x[2], x[3]);
   x[0] = _mm512_shuffle_ps(low01, low23, 0x44);
   x[1] = _mm512_shuffle_ps(low01, low23, 0xee);
   x[2] = _mm512_shuffle_ps(high01, high23, 0x44);
   x[3] = _mm512_shuffle_ps(high01, high23, 0xee);
 }
+#elif defined(CPU_CAPABILITY_AVX2)
+// Four consecutive channels of rows 0 and 4.
+using Quads = __m256;
 
-// lanes[c, i] = change(rows[i, c]) for 16 rows and the channels [c, c + 4).
+inline Quads load_quads(const float* rows, int64_t row_stride) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows)), _mm_loadu_ps(rows + 4 * row_stride), 1);
+}
+
+inline void store_quads(const Quads& x, float* rows, int64_t row_stride) {
+  _mm_storeu_ps(rows, _mm256_castps256_ps128(x));
+  _mm_storeu_ps(rows + 4 * row_stride, _mm256_extractf128_ps(x, 1));
+}
+
+// Transposes the 4 x 4 blocks in the 128-bit lanes of four vectors.
+inline void transpose_lanes(Quads (&x)[4]) {
+  const Quads low01 = _mm256_unpacklo_ps(x[0], x[1]), high01 = _mm256_unpackhi_ps(x[0], x[1]);
+  const Quads low23 = _mm256_unpacklo_ps(x[2], x[3]), high23 = _mm256_unpackhi_ps(x[2], x[3]);
+  x[0] = _mm256_shuffle_ps(low01, low23, 0x44);
+  x[1] = _mm256_shuffle_ps(low01, low23, 0xee);
+  x[2] = _mm256_shuffle_ps(high01, high23, 0x44);
+  x[3] = _mm256_shuffle_ps(high01, high23, 0xee);
+}
+#endif
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+// lanes[c, i] = change(rows[i, c]) for a vector of rows and the channels [c, c + 4).
 template <typename Change>
 inline void four_channels_to_lanes(
     const float* rows, int64_t row_stride, float* lanes, int64_t lane_stride, const Change& change) {
-  __m512 x[4];
+  Quads x[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const float* row = rows + i * row_stride;
-    x[i] = _mm512_castps128_ps512(_mm_loadu_ps(row));
-    x[i] = _mm512_mask_broadcast_f32x4(x[i], 0x00f0, _mm_loadu_ps(row + 4 * row_stride));
-    x[i] = _mm512_mask_broadcast_f32x4(x[i], 0x0f00, _mm_loadu_ps(row + 8 * row_stride));
-    x[i] = _mm512_mask_broadcast_f32x4(x[i], 0xf000, _mm_loadu_ps(row + 12 * row_stride));
-  }
+  for (int i = 0; i < 4; ++i) x[i] = load_quads(rows + i * row_stride, row_stride);
   transpose_lanes(x);
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) _mm512_storeu_ps(lanes + i * lane_stride, change(x[i]));
+  for (int i = 0; i < 4; ++i) Vec<float>(change(x[i])).store(lanes + i * lane_stride);
 }
 
 // The same for all rows and channels.
@@ -195,20 +230,14 @@ inline void channels_to_lanes(
   }
 }
 
-// rows[i, c] = lanes[c, i] for 16 rows and the channels [c, c + 4).
+// rows[i, c] = lanes[c, i] for a vector of rows and the channels [c, c + 4).
 inline void four_channels_to_rows(const float* lanes, int64_t lane_stride, float* rows, int64_t row_stride) {
-  __m512 x[4];
+  Quads x[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) x[i] = _mm512_loadu_ps(lanes + i * lane_stride);
+  for (int i = 0; i < 4; ++i) x[i] = Vec<float>::loadu(lanes + i * lane_stride);
   transpose_lanes(x);
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    float* row = rows + i * row_stride;
-    _mm_storeu_ps(row, _mm512_castps512_ps128(x[i]));
-    _mm_storeu_ps(row + 4 * row_stride, _mm512_extractf32x4_ps(x[i], 1));
-    _mm_storeu_ps(row + 8 * row_stride, _mm512_extractf32x4_ps(x[i], 2));
-    _mm_storeu_ps(row + 12 * row_stride, _mm512_extractf32x4_ps(x[i], 3));
-  }
+  for (int i = 0; i < 4; ++i) store_quads(x[i], rows + i * row_stride, row_stride);
 }
 #endif
 
@@ -217,12 +246,11 @@ inline void four_channels_to_rows(const float* lanes, int64_t lane_stride, float
 template <typename A>
 inline void tokens_to_lanes(
     const A* rows, int64_t row_stride, int64_t count, int64_t width, A* lanes, int64_t lane_stride, A factor) {
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
   if constexpr (std::is_same_v<A, float>) {
-    const __m512 scale = _mm512_set1_ps(factor);
-    channels_to_lanes(rows, row_stride, count, width, lanes, lane_stride, [scale](const __m512& values) {
-      return _mm512_mul_ps(values, scale);
-    });
+    channels_to_lanes(
+        rows, row_stride, count, width, lanes, lane_stride,
+        [scale = Vec<float>(factor)](const Vec<float>& values) { return values * scale; });
     return;
   }
 #endif
@@ -251,7 +279,7 @@ inline void tokens_to_lanes(
 template <typename A>
 inline void lanes_to_tokens(
     const A* lanes, int64_t lane_stride, int64_t count, int64_t width, A* rows, int64_t row_stride) {
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
   if constexpr (std::is_same_v<A, float>) {
     for (int64_t i = 0; i < count; i += kLanes<A>) {
       for (int64_t c = 0; c < width; c += kChannelGroup) {

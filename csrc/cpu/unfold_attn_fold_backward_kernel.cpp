@@ -20,12 +20,15 @@ namespace {
 constexpr int64_t kQueryBlock = 128;   // queries whose probabilities and gradients for a panel of keys stay in L1
 constexpr int64_t kDirectTokens = 64;  // tokens whose probabilities and gradients for all keys stay in L1
 constexpr int kKeyVectors = 2;         // keys of a panel, in vectors
+constexpr int64_t kKeysAtOnce = 64;    // whose products with a block of queries are added up before they go to memory
 
-// The products of a panel of keys with all queries, in a thread's own memory.
+// The products of a block of keys with all queries, panel after panel, in a thread's own memory.
 template <typename A>
 class BackwardPanel {
  protected:
   static constexpr int64_t kPanel = kKeyVectors * kLanes<A>;
+  static constexpr int64_t kBlock = kKeysAtOnce;
+  static_assert(kBlock % kPanel == 0 && kDirectTokens <= kBlock);
 
   explicit BackwardPanel(const AttnBackward& args)
       : args_(args),
@@ -33,7 +36,7 @@ class BackwardPanel {
         dim_(args.shape.head_dim),
         stride_(round_up(dim_, kLanes<A>)),
         direct_(tokens_ <= kDirectTokens),
-        score_stride_(direct_ ? round_up(tokens_, kPanel) : kPanel),
+        score_stride_(direct_ ? round_up(tokens_, kPanel) : kBlock + kPanel),
         workspace_(workspace_size()),
         queries_(workspace_.take(rows_size())),
         keys_(workspace_.take(rows_size())),
@@ -43,29 +46,42 @@ class BackwardPanel {
         probabilities_(workspace_.take(score_size())),
         grad_scores_(workspace_.take(score_size())),
         rows_(workspace_.take(kPanel * stride_)),
-        key_lanes_(workspace_.take(stride_ * kPanel)),
-        value_lanes_(workspace_.take(stride_ * kPanel)),
-        grad_key_lanes_(workspace_.take(stride_ * kPanel)),
-        grad_value_lanes_(workspace_.take(stride_ * kPanel)),
+        key_lanes_(workspace_.take(stride_ * kBlock)),
+        value_lanes_(workspace_.take(stride_ * kBlock)),
+        grad_key_lanes_(workspace_.take(stride_ * kBlock)),
+        grad_value_lanes_(workspace_.take(stride_ * kBlock)),
         minus_logsumexp_(workspace_.take(tokens_)),
         minus_delta_(workspace_.take(tokens_)) {}
 
-  // Keys [first, first + count) against all queries: adds to grad_queries_ and leaves grad_key_lanes_ and
-  // grad_value_lanes_, or with direct_ a panel of probabilities_ and of grad_out . value in grad_scores_.
-  template <int kVectors>
+  // A block of keys [first, first + count) against all queries: adds to grad_queries_ and leaves grad_key_lanes_ and
+  // grad_value_lanes_, or with direct_ columns of probabilities_ and of grad_out . value in grad_scores_.
   void accumulate(int64_t first, int64_t count) {
-    constexpr int64_t kWidth = kVectors * kLanes<A>;
-    const A* key_rows = keys_ + first * stride_;
-    const A scale = static_cast<A>(args_.shape.scale);
-    tokens_to_lanes(key_rows, stride_, kWidth, dim_, key_lanes_, kWidth, score_sign<A>(args_.shape));
-    tokens_to_lanes(values_ + first * stride_, stride_, kWidth, dim_, value_lanes_, kWidth, A(1));
-    if (direct_) return scores<kVectors, true>(0, tokens_, probabilities_ + first, grad_scores_ + first);
+    for_each_panel(count, [&](auto vectors, int64_t panel, int64_t /*keys*/) {
+      constexpr int64_t kWidth = decltype(vectors)::value * kLanes<A>;
+      const int64_t row = (first + panel) * stride_, lanes = panel * stride_;
+      tokens_to_lanes(keys_ + row, stride_, kWidth, dim_, key_lanes_ + lanes, kWidth, score_sign<A>(args_.shape));
+      tokens_to_lanes(values_ + row, stride_, kWidth, dim_, value_lanes_ + lanes, kWidth, A(1));
+    });
     for (int64_t query = 0; query < tokens_; query += kQueryBlock) {
       const int64_t queries = std::min(kQueryBlock, tokens_ - query);
-      scores<kVectors, false>(query, queries, probabilities_, grad_scores_);
-      add_columns<kVectors>(query, queries, A(1), grad_outs_, probabilities_, grad_value_lanes_);
-      add_columns<kVectors>(query, queries, scale, queries_, grad_scores_, grad_key_lanes_);
-      add_grad_queries(query, queries, key_rows, first, count);
+      for_each_panel(count, [&](auto vectors, int64_t panel, int64_t /*keys*/) {
+        constexpr int kVectors = decltype(vectors)::value;
+        if (direct_) return scores<kVectors, true>(query, queries, panel);
+        scores<kVectors, false>(query, queries, panel);
+        add_columns<kVectors>(query, queries, panel, A(1), grad_outs_, probabilities_, grad_value_lanes_);
+        add_columns<kVectors>(
+            query, queries, panel, static_cast<A>(args_.shape.scale), queries_, grad_scores_, grad_key_lanes_);
+      });
+      if (!direct_) add_grad_queries(query, queries, first, count);
+    }
+  }
+
+  // Calls function(vectors, first key, keys) for the panels of a block of `count` keys.
+  template <typename Function>
+  static void for_each_panel(int64_t count, const Function& function) {
+    for (int64_t panel = 0; panel < count; panel += kPanel) {
+      const int64_t keys = std::min(kPanel, count - panel);
+      with_count<kKeyVectors>(vectors_of<A>(keys), [&](auto vectors) { function(vectors, panel, keys); });
     }
   }
 
@@ -101,7 +117,8 @@ class BackwardPanel {
   int64_t score_size() const { return (direct_ ? tokens_ : std::min(tokens_, kQueryBlock)) * score_stride_; }
   int64_t workspace_size() const {
     const auto padded = Workspace<A>::padded;
-    return 5 * padded(rows_size()) + 2 * padded(score_size()) + 5 * padded(kPanel * stride_) + 2 * padded(tokens_);
+    return 5 * padded(rows_size()) + 2 * padded(score_size()) + padded(kPanel * stride_) +
+        4 * padded(kBlock * stride_) + 2 * padded(tokens_);
   }
 
   // Partial sums, in lanes, of the weights and of weights * values; columns past the last key hold anything.
@@ -109,53 +126,48 @@ class BackwardPanel {
     sum = Vec<A>(0), product = Vec<A>(0);
     for (int64_t key = 0; key < tokens_; key += kLanes<A>) {
       const int64_t count = std::min(kLanes<A>, tokens_ - key);
-      const Vec<A> weight = Vec<A>::loadu(weights + key, count);
+      const Vec<A> weight = load_first(weights + key, count);
       sum = sum + weight;
-      product = at::vec::fmadd(weight, Vec<A>::loadu(values + key, count), product);
+      product = at::vec::fmadd(weight, load_first(values + key, count), product);
     }
   }
 
   // probabilities = 2**(scores - logsumexp) and grad_scores = scale * probabilities * (grad_out . value - delta), the
   // scale being applied to the keys and queries that they are multiplied with. With kDirect grad_out . value.
   template <int kVectors, bool kDirect>
-  void scores(int64_t query, int64_t queries, A* probabilities, A* grad_scores) {
-    for_row_blocks<tile_rows(2 * kVectors)>(queries, [&](auto rows, int64_t row) {
-      prefetcher_.step();
-      const int64_t target = row * score_stride_;
-      score_tile<decltype(rows)::value, kVectors, kDirect>(query + row, probabilities + target, grad_scores + target);
-    });
-  }
-
-  template <int kRows, int kVectors, bool kDirect>
-  C10_NOINLINE void score_tile(int64_t query, A* probabilities, A* grad_scores) {
+  void scores(int64_t query, int64_t queries, int64_t panel) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
-    Vec<A> logits[kRows][kVectors], grads[kRows][kVectors];
-    fill_tile(logits, A(0));
-    fill_tile(grads, A(0));
-    const Vec<A> factor(score_factor<A>(args_.shape));
-    multiply_add<Scalars::kRows>(logits, queries_ + query * stride_, stride_, key_lanes_, kWidth, dim_);
-    multiply_add<Scalars::kRows>(grads, grad_outs_ + query * stride_, stride_, value_lanes_, kWidth, dim_);
-#pragma GCC unroll 12
-    for (int m = 0; m < kRows; ++m) {
-      const Vec<A> minus_logsumexp(minus_logsumexp_[query + m]), minus_delta(minus_delta_[query + m]);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t target = m * score_stride_ + v * kLanes<A>;
-        const Vec<A> probability = exp2_score<A>(at::vec::fmadd(logits[m][v], factor, minus_logsumexp));
-        probability.store(probabilities + target);
-        (kDirect ? grads[m][v] : probability * (grads[m][v] + minus_delta)).store(grad_scores + target);
-      }
-    }
+    A *probabilities = probabilities_ + panel, *grad_scores = grad_scores_ + panel;
+    const auto at = [stride = score_stride_](int64_t row, int v) { return row * stride + v * kLanes<A>; };
+    multiply<Scalars::kRows, kVectors>(
+        queries, TileProduct<A>{queries_ + query * stride_, stride_, key_lanes_ + panel * stride_, kWidth, dim_},
+        [=, factor = score_factor<A>(args_.shape), shift = minus_logsumexp_ + query](int64_t row, auto& sums) {
+          for_each_sum(sums, [&](int m, int v, const Vec<A>& product) {
+            const Vec<A> score = at::vec::fmadd(product, Vec<A>(factor), Vec<A>(shift[row + m]));
+            exp2_score<A>(score).store(probabilities + at(row + m, v));
+          });
+        },
+        [&] { prefetcher_.step(); });
+    multiply<Scalars::kRows, kVectors>(
+        queries, TileProduct<A>{grad_outs_ + query * stride_, stride_, value_lanes_ + panel * stride_, kWidth, dim_},
+        [=, shift = minus_delta_ + query](int64_t row, auto& sums) {
+          for_each_sum(sums, [&](int m, int v, const Vec<A>& product) {
+            A* target = grad_scores + at(row + m, v);
+            if constexpr (kDirect) return product.store(target);
+            const Vec<A> probability = Vec<A>::loadu(probabilities + at(row + m, v));
+            (probability * (product + Vec<A>(shift[row + m]))).store(target);
+          });
+        });
   }
 
-  // lanes [head_dim, keys] (+)= factor * rows^T [head_dim, queries] weights [queries, keys]; the first block
-  // overwrites.
+  // lanes [head_dim, panel of keys] (+)= factor * rows^T [head_dim, queries] weights [queries, keys]; the first block
+  // of queries overwrites.
   template <int kVectors>
-  void add_columns(int64_t query, int64_t queries, A factor, const A* rows, const A* weights, A* lanes) {
+  void add_columns(int64_t query, int64_t queries, int64_t panel, A factor, const A* rows, const A* weights, A* lanes) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     multiply<Scalars::kColumns, kVectors>(
-        dim_, TileProduct<A>{rows + query * stride_, stride_, weights, score_stride_, queries},
-        [lanes, query, factor](int64_t row, auto& sums) {
+        dim_, TileProduct<A>{rows + query * stride_, stride_, weights + panel, score_stride_, queries},
+        [lanes = lanes + panel * stride_, query, factor](int64_t row, auto& sums) {
           for_each_sum(sums, [&](int m, int v, const Vec<A>& sum) {
             A* target = lanes + (row + m) * kWidth + v * kLanes<A>;
             const Vec<A> old = query == 0 ? Vec<A>(0) : Vec<A>::loadu(target);
@@ -164,11 +176,11 @@ class BackwardPanel {
         });
   }
 
-  // grad_queries (+)= scale * grad_scores [queries, keys] keys [keys, head_dim]; the first panel of keys overwrites.
-  void add_grad_queries(int64_t query, int64_t queries, const A* key_rows, int64_t first, int64_t count) {
+  // grad_queries (+)= scale * grad_scores [queries, keys] keys [keys, head_dim]; the first block of keys overwrites.
+  void add_grad_queries(int64_t query, int64_t queries, int64_t first, int64_t count) {
     const Vec<A> scale(static_cast<A>(args_.shape.scale));
     multiply_wide<Scalars::kRows>(
-        queries, dim_, TileProduct<A>{grad_scores_, score_stride_, key_rows, stride_, count},
+        queries, dim_, TileProduct<A>{grad_scores_, score_stride_, keys_ + first * stride_, stride_, count},
         [grad_rows = grad_queries_ + query * stride_, stride = stride_, scale, first](
             int64_t row, int64_t column, const Vec<A>& sum) {
           A* target = grad_rows + row * stride + column;
@@ -186,8 +198,8 @@ class BackwardPanel {
   A *queries_, *keys_, *values_, *grad_outs_, *grad_queries_;  // [tokens, stride]
   A *probabilities_, *grad_scores_;                            // [query block, score_stride]
   A* rows_;                                                    // [panel, stride]
-  A *key_lanes_, *value_lanes_;                                // [head_dim, panel]
-  A *grad_key_lanes_, *grad_value_lanes_;                      // [head_dim, panel]
+  A *key_lanes_, *value_lanes_;                                // [panels of a block, stride, panel]
+  A *grad_key_lanes_, *grad_value_lanes_;                      // [panels of a block, stride, panel]
   A *minus_logsumexp_, *minus_delta_;                          // [tokens]
   RowPrefetcher prefetcher_;
 };
@@ -196,7 +208,8 @@ template <typename T>
 class Backward : BackwardPanel<acc_t<T>> {
   using A = acc_t<T>;
   using Panel = BackwardPanel<A>;
-  using Panel::args_, Panel::tokens_, Panel::dim_, Panel::stride_, Panel::direct_, Panel::score_stride_, Panel::kPanel;
+  using Panel::args_, Panel::tokens_, Panel::dim_, Panel::stride_, Panel::direct_, Panel::score_stride_, Panel::kPanel,
+      Panel::kBlock;
   using Panel::grad_key_lanes_, Panel::grad_value_lanes_, Panel::minus_logsumexp_, Panel::minus_delta_;
   using Panel::probabilities_, Panel::grad_scores_, Panel::rows_, Panel::prefetcher_, Panel::rows_size;
   using Panel::queries_, Panel::keys_, Panel::values_, Panel::grad_outs_, Panel::grad_queries_;
@@ -210,14 +223,15 @@ class Backward : BackwardPanel<acc_t<T>> {
   void run(const Task& task, const Task& next) {
     load(task);
     start_prefetch(next);
-    for (int64_t first = 0; first < tokens_; first += kPanel) {
-      const int64_t count = std::min(kPanel, tokens_ - first);
-      with_count<kKeyVectors>(vectors_of<A>(count), [&](auto vectors) {
+    for (int64_t first = 0; first < tokens_; first += kBlock) {
+      const int64_t count = std::min(kBlock, tokens_ - first);
+      Panel::accumulate(first, count);
+      if (direct_) continue;
+      Panel::for_each_panel(count, [&](auto vectors, int64_t panel, int64_t keys) {
         constexpr int kVectors = decltype(vectors)::value;
-        Panel::template accumulate<kVectors>(first, count);
-        if (direct_) return;
-        store_lanes<kVectors>(grad_rows(task, 1), first, count, grad_key_lanes_);
-        store_lanes<kVectors>(grad_rows(task, 2), first, count, grad_value_lanes_);
+        const int64_t lanes = panel * stride_;
+        store_lanes<kVectors>(grad_rows(task, 1), first + panel, keys, grad_key_lanes_ + lanes);
+        store_lanes<kVectors>(grad_rows(task, 2), first + panel, keys, grad_value_lanes_ + lanes);
       });
     }
     if (direct_) {
@@ -258,7 +272,7 @@ class Backward : BackwardPanel<acc_t<T>> {
     prefetcher_.template start<T>(
         {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), grad_out, delta_source, grad_rows(next, 0),
          grad_rows(next, 1), grad_rows(next, 2)},
-        prefetched_tokens(args_.shape), panels * row_blocks<tile_rows(2 * kKeyVectors)>(tokens_));
+        prefetched_tokens(args_.shape), panels * row_blocks<tile_rows(kKeyVectors)>(tokens_));
   }
 
   // delta = out . grad_out of every token, where all keys at once are too many.

@@ -21,8 +21,9 @@
 
 namespace mobilevit::cpu::CPU_CAPABILITY {
 
-constexpr int64_t kKeyBlock = 256;  // keys whose scores for one panel of queries stay in L1
-constexpr int kPanelVectors = 2;    // queries of a panel, in vectors
+constexpr int64_t kKeyBlock = 256;     // keys whose scores for one panel of queries stay in L1
+constexpr int64_t kBoundedBlock = 64;  // where nothing is scaled between blocks; for fewer keys a maximum costs less
+constexpr int kPanelVectors = 2;       // queries of a panel, in vectors
 
 // The products and the softmax of one panel of queries, in a thread's own memory. F: factors of the products, numbers
 // or pairs: of channels in the scores, of keys in the output. A pair whose second key is missing has zeros there.
@@ -52,16 +53,25 @@ class ForwardPanel {
         result_(sums_.take(out_stride_ * kPanel)),
         softmax_{sums_.take(kPanel), sums_.take(kPanel), sums_.take(kPanel)} {}
 
+  // After the keys have been loaded.
+  void begin() { longest_key_ = may_bound() ? longest_of_keys() : A(0); }
+
   // The loaded rows of `count` queries against all keys: leaves out_rows_, or with direct_ scores_ and softmax_.
   template <int kVectors>
   void attend(int64_t count, A* logsumexp) {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     std::fill(rows_ + count * row_stride_, rows_ + kWidth * row_stride_, F{});
     tokens_to_lanes(rows_, row_stride_, kWidth, dim_ / kPer, query_, kWidth, score_sign<A>(args_.shape));
-    softmax_.template begin<kVectors>();
-    for (int64_t key = 0; key < tokens_; key += kKeyBlock) {
-      const int64_t keys = std::min(kKeyBlock, tokens_ - key);
-      score<kVectors>(key, keys);
+    const bool bounded = may_bound() && bound<kVectors>();
+    if (!bounded) softmax_.template begin<kVectors>();
+    const int64_t block = bounded && !direct_ ? kBoundedBlock : kKeyBlock;
+    for (int64_t key = 0; key < tokens_; key += block) {
+      const int64_t keys = std::min(block, tokens_ - key);
+      if (bounded) {
+        score_bounded<kVectors>(key, keys);
+      } else {
+        score<kVectors>(key, keys);
+      }
       if (!direct_) weigh<kVectors>(key, keys);
     }
     if (logsumexp != nullptr) store_logsumexp(logsumexp, count);
@@ -80,6 +90,51 @@ class ForwardPanel {
   int64_t sums_size() const {
     const auto padded = Workspace<A>::padded;
     return padded(key_block() * kPanel) + 2 * padded(out_stride_ * kPanel) + 3 * padded(kPanel);
+  }
+
+  // Whether to look for a bound on the scores: |q . k| <= |q| |k|.
+  bool may_bound() const { return kPer == 1 && tokens_ >= kBoundedBlock; }
+
+  // The square of the largest length of a key; NaN where one has a NaN, or the largest may be lost to one.
+  A longest_of_keys() const {
+    constexpr int64_t kCount = kLanes<A>;
+    Vec<A> longest(0);
+    for (int64_t first = 0; first < tokens_; first += kCount) {
+      const int64_t count = std::min(kCount, tokens_ - first);
+      Vec<A> squares[kCount];
+      for (int64_t i = 0; i < count; ++i) squares[i] = square_in_lanes(keys_ + (first + i) * row_stride_);
+      for (int64_t i = count; i < kCount; ++i) squares[i] = Vec<A>(0);
+      longest = at::vec::maximum(longest, sums_of_lanes(squares));
+    }
+    return at::vec::vec_reduce_all<A>([](auto& a, auto& b) { return at::vec::maximum(a, b); }, longest);
+  }
+
+  Vec<A> square_in_lanes(const A* row) const {
+    Vec<A> sum(0);
+    for (int64_t c = 0; c < dim_; c += kLanes<A>) {
+      const Vec<A> value = load_first(row + c, std::min(kLanes<A>, dim_ - c));
+      sum = at::vec::fmadd(value, value, sum);
+    }
+    return sum;
+  }
+
+  // Begins the statistics of a panel whose queries and the longest key bound its scores; false where they do not, or
+  // where there is a NaN.
+  template <int kVectors>
+  bool bound() {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    const Vec<A> scale(score_factor<A>(args_.shape) * std::sqrt(longest_key_));
+    Vec<A> bounds[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      Vec<A> square(0);
+      for (int64_t c = 0; c < dim_; ++c) {
+        const Vec<A> value = Vec<A>::loadu(query_ + c * kWidth + v * kLanes<A>);
+        square = at::vec::fmadd(value, value, square);
+      }
+      bounds[v] = scale * square.sqrt();
+    }
+    return softmax_.begin_bounded(bounds);
   }
 
   // scores_ [keys, queries], turned into probabilities.
@@ -102,6 +157,18 @@ class ForwardPanel {
         },
         [&] { prefetcher_.step(); });
     softmax_.template exponentiate<F, kVectors>(keys, score_factor<A>(args_.shape), maxima, scores_);
+  }
+
+  // The same where the scores are bounded: no score is stored.
+  template <int kVectors>
+  void score_bounded(int64_t key, int64_t keys) {
+    constexpr int64_t kWidth = kVectors * kLanes<A>;
+    multiply<Scalars::kRows, kVectors>(
+        keys, TileProduct<A>{keys_ + key * row_stride_, row_stride_, query_, kWidth, dim_},
+        [scores = scores_, softmax = softmax_, factor = score_factor<A>(args_.shape)](int64_t row, auto& sums) {
+          softmax.exponentiate_tile(sums, factor, scores + row * kWidth);
+        },
+        [&] { prefetcher_.step(); });
   }
 
   // result_ [head_dim, queries] = result_ * decay + values^T probabilities
@@ -160,6 +227,7 @@ class ForwardPanel {
   A* out_rows_;  // [panel, out_stride]
   A* result_;    // [head_dim, panel]
   OnlineSoftmax<A> softmax_;
+  A longest_key_ = 0;         // the square of its length
   RowPrefetcher prefetcher_;  // of the next task's rows
 };
 
@@ -181,6 +249,7 @@ class AttentionForwardBy : ForwardPanel<F> {
   void run(const Task& task, const Task& next) {
     load_rows(qkv_rows(task, 1), 0, tokens_, keys_, row_stride_);
     load_pairs_of_rows(qkv_rows(task, 2), tokens_, values_, value_stride_);
+    Panel::begin();
     const int64_t panels = (tokens_ + kPanel - 1) / kPanel;
     prefetcher_.template start<T>(
         {qkv_rows(next, 0), qkv_rows(next, 1), qkv_rows(next, 2), out_rows(next)}, prefetched_tokens(args_.shape),

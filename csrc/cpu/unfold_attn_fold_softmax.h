@@ -37,7 +37,10 @@ struct ProbabilityRows<Bfloat16Pair> {
 // normalizer calculation for softmax", arXiv 1805.02867).
 template <typename A>
 struct OnlineSoftmax {
-  A* maximum;  // of the scores so far
+  // The result of a bounded panel is made of 2**-80 and more.
+  static constexpr A kMaxBound = 40;
+
+  A* maximum;  // of the scores so far; where they are bounded, an integer that none exceeds
   A* sum;      // of 2**(score - origin), the origin being the maximum, or 0 where that is -inf
   A* decay;    // the factor of all that was summed before the last block
 
@@ -45,6 +48,41 @@ struct OnlineSoftmax {
   void begin() {
     std::fill_n(maximum, kVectors * kLanes<A>, -std::numeric_limits<A>::infinity());
     std::fill_n(sum, kVectors * kLanes<A>, A(0));
+  }
+
+  // The same where no score's magnitude exceeds its lane's bound; false where a bound is too large, or NaN.
+  template <int kVectors>
+  bool begin_bounded(const Vec<A> (&bounds)[kVectors]) {
+    Vec<A> largest = bounds[0];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      largest = at::vec::maximum(largest, bounds[v]);
+      bounds[v].ceil().store(maximum + v * kLanes<A>);
+    }
+    std::fill_n(sum, kVectors * kLanes<A>, A(0));
+    std::fill_n(decay, kVectors * kLanes<A>, A(1));
+    return at::vec::vec_reduce_all<A>([](auto& a, auto& b) { return at::vec::maximum(a, b); }, largest) <= kMaxBound;
+  }
+
+  // Stores 2**(factor * product - maximum) of a tile's products, [kRows, kVectors], and adds to the sums.
+  template <int kRows, int kVectors>
+  C10_ALWAYS_INLINE void exponentiate_tile(Vec<A> (&products)[kRows][kVectors], A factor, A* probabilities) const {
+    Vec<A> totals[kVectors], origins[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      totals[v] = Vec<A>(0);
+      origins[v] = Vec<A>::loadu(maximum + v * kLanes<A>);
+    }
+    for_each_sum(products, [&](int m, int v, const Vec<A>& product) {
+      const Vec<A> probability = exp2_of_product<A>(product, Vec<A>(factor), origins[v]);
+      probability.store(probabilities + (m * kVectors + v) * kLanes<A>);
+      totals[v] = totals[v] + probability;
+    });
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      A* lanes = sum + v * kLanes<A>;
+      (Vec<A>::loadu(lanes) + totals[v]).store(lanes);
+    }
   }
 
   // Replaces products [keys, kVectors] by 2**(score - origin), score = factor * product, and updates the statistics.

@@ -93,7 +93,7 @@ void for_each_task(const Arguments& args, int64_t products) {
 
 // Tokens to bring into the cache ahead of their task: none of a map that fits there anyway.
 inline int64_t prefetched_tokens(const AttnShape& shape) {
-  constexpr int64_t kCachedBytes = 1 << 20;
+  constexpr int64_t kCachedBytes = 1 << 18;
   const TokenGrid& grid = shape.grid;
   const int64_t channels = 3 * shape.heads * shape.head_dim;
   const int64_t bytes = grid.batch * grid.height * grid.width * channels * c10::elementSize(shape.dtype);

@@ -54,8 +54,9 @@ constexpr int64_t row_blocks(int64_t rows) {
 template <int kMax, typename Function>
 inline void for_row_blocks(int64_t rows, const Function& function) {
   const int64_t blocks = row_blocks<kMax>(rows);
+  const int64_t smaller = blocks == 0 ? 0 : rows / blocks, larger = rows - smaller * blocks;
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
-    const int64_t count = (rows - row + blocks - block - 1) / (blocks - block);
+    const int64_t count = block < larger ? smaller + 1 : smaller;
     with_count<kMax>(count, [&](auto block_rows) { function(block_rows, row); });
     row += count;
   }

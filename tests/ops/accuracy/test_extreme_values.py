@@ -63,24 +63,35 @@ def test_huge_logits_stay_within_the_error_rule(
     backward_rule(problem)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("values", [1e-20, 1.0, 1e20])
 @pytest.mark.parametrize("gain", [0.1, 1.0, 2.5, 3.0, 6.0, 40.0])
-@pytest.mark.parametrize("grid", [(8, 8), (9, 13), (17, 18)], ids=str)
+@pytest.mark.parametrize(
+    ("grid", "head_dim"), [((8, 8), 16), ((9, 13), 16), ((17, 18), 16), ((10, 15), 18)], ids=str
+)
 def test_small_and_large_scores_in_one_map(
     attention: Builder,
     grid: tuple[int, int],
+    head_dim: int,
     gain: float,
     values: float,
     dtype: torch.dtype,
     forward_rule: Callable[[Any], None],
 ) -> None:
     """A kernel may do without a maximum where it knows that scores are small."""
-    problem = attention(patch=(1, 1), grid=grid, heads=2, head_dim=16, dtype=dtype, gain=gain)
+    problem = attention(patch=(1, 1), grid=grid, heads=2, head_dim=head_dim, dtype=dtype, gain=gain)
     qkv = problem.tensors[0]
-    qkv[:, :32, : grid[0] // 2] *= 0.1  # queries of the first blocks
-    qkv[:, 64:] *= values / gain
+    qkv[:, : 2 * head_dim, : grid[0] // 2] *= 0.1  # queries of the first blocks
+    qkv[:, 4 * head_dim :] *= values / gain
     forward_rule(problem)
+
+
+@pytest.mark.parametrize("gain", [0.1, 1.0], ids=["small-scores", "larger-scores"])
+def test_values_near_the_largest_float32(attention: Builder, gain: float) -> None:
+    """Sums that a kernel divides only at their end must not overflow where the mean does not."""
+    problem = attention(patch=(1, 1), grid=(9, 13), heads=2, head_dim=16, dtype=torch.float32, gain=gain)
+    problem.tensors[0][:, 64:] = 1e36
+    torch.testing.assert_close(problem.fused(), torch.full((2, 32, 9, 13), 1e36), rtol=1e-5, atol=0.0)
 
 
 def test_logits_beyond_the_range_of_float16(attention: Builder) -> None:
