@@ -63,13 +63,19 @@ def _block_flops(x: Tensor, packed: Tensor, hidden: int, out: int, stride: int, 
     return 2.0 * hidden * pixels * (x.shape[1] + (9 + out) / stride**2)
 
 
-def _convolution_flops(x: Tensor, packed: Tensor, out: int, kernel: int, stride: int, *_: Any) -> float:
-    return 2.0 * x.numel() * out * kernel**2 / stride**2
+def _channels(*maps: Any) -> int:
+    """Of the maps that a convolution reads as one; other arguments count as none."""
+    return sum(part.shape[1] for part in maps if isinstance(part, Tensor))
 
 
-def _winograd_flops(x: Tensor, packed: Tensor, out: int, *_: Any) -> float:
-    batch, channels, height, width = x.shape
-    return 2.0 * 16 * batch * math.ceil(height / 2) * math.ceil(width / 2) * channels * out
+def _convolution_flops(x: Tensor, packed: Tensor, out: int, kernel: int, stride: int, *rest: Any) -> float:
+    pixels = x.numel() // x.shape[1]
+    return 2.0 * pixels * _channels(x, *rest) * out * kernel**2 / stride**2
+
+
+def _winograd_flops(x: Tensor, packed: Tensor, out: int, *rest: Any) -> float:
+    batch, _, height, width = x.shape
+    return 2.0 * 16 * batch * math.ceil(height / 2) * math.ceil(width / 2) * _channels(x, *rest) * out
 
 
 def _depthwise_flops(x: Tensor, packed: Tensor, stride: int, *_: Any) -> float:

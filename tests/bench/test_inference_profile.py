@@ -26,6 +26,14 @@ def test_operations_are_those_that_torch_counts(name: str) -> None:
     assert inference_profile.FLOPS[name](*problem.arguments()) == counter.get_total_flops()
 
 
+def test_operations_of_a_convolution_that_reads_two_maps() -> None:
+    x, beside, packed = torch.zeros(2, 12, 8, 6), torch.zeros(2, 20, 8, 6), torch.zeros(0)
+    convolution = inference_profile.FLOPS["mobilevit.convolution"]
+    winograd = inference_profile.FLOPS["mobilevit.winograd_convolution"]
+    assert convolution(x, packed, 5, 3, 1, 1, 1, True, beside) == 2 * 2 * 8 * 6 * 32 * 5 * 9
+    assert winograd(x, packed, 5, True, beside) == 2 * 2 * 8 * 6 * 32 * 5 * 4
+
+
 def test_profile_lists_every_op(tmp_path: Path) -> None:
     arguments = ["--smoke", "--models", "mobilevitv2_050", "--output", str(tmp_path)]
     assert inference_profile.main(arguments) == 0
