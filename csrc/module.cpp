@@ -1,9 +1,12 @@
-// The Python module: importing it registers the ops; its functions report how it runs.
+// The Python module: importing it registers the ops; its functions report how it runs, its Plan repeats a run.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "cpu/capability.h"
 #include "cpu/map_memory.h"
 #include "cpu/threads.h"
+#include "plan.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of mobilevit_kernels.";
@@ -18,4 +21,16 @@ PYBIND11_MODULE(_C, m) {
       "release_idle_maps", &mobilevit::cpu::release_idle_maps, "Gives memory of maps that nobody uses to the system.");
   m.def("note_threads", &mobilevit::cpu::note_threads, "Remembers that threads may have run, if torch has several.");
   m.def("threads_used", &mobilevit::cpu::threads_used, "Whether several threads may have run.");
+  pybind11::class_<mobilevit::Plan>(m, "Plan", "Calls of ops one after another, on slots of tensors.")
+      .def(pybind11::init<int64_t>(), pybind11::arg("inputs"))
+      .def(
+          "add", &mobilevit::Plan::add, pybind11::arg("name"), pybind11::arg("overload"), pybind11::arg("arguments"),
+          pybind11::arg("slots"), "Appends a call; returns the slot of its result.")
+      .def("finish", &mobilevit::Plan::finish, pybind11::arg("outputs"), "Says which slots a run returns.")
+      .def(
+          "run", &mobilevit::Plan::run, pybind11::arg("inputs"), pybind11::call_guard<pybind11::gil_scoped_release>(),
+          "The outputs for these inputs.");
+  m.def(
+      "same_entries", &mobilevit::same_entries, pybind11::arg("dicts"), pybind11::arg("entries"),
+      "Whether each dict has the very entries, (key, value, ...) in order, that it had once.");
 }

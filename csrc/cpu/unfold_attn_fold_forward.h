@@ -33,6 +33,7 @@ class ForwardPanel {
   using A = sum_t<F>;
   static constexpr int64_t kPanel = kPanelVectors * kLanes<A>;
   static constexpr int64_t kPer = std::is_same_v<F, Bfloat16Pair> ? 2 : 1;  // values in a factor
+  static constexpr bool kMayBound = kPer == 1;  // whether to look for a bound on the scores: |q . k| <= |q| |k|
 
   explicit ForwardPanel(const AttnForward& args)
       : args_(args),
@@ -54,7 +55,9 @@ class ForwardPanel {
         softmax_{sums_.take(kPanel), sums_.take(kPanel), sums_.take(kPanel)} {}
 
   // After the keys have been loaded.
-  void begin() { longest_key_ = may_bound() ? longest_of_keys() : A(0); }
+  void begin() {
+    if constexpr (kMayBound) longest_key_ = tokens_ < kBoundedBlock ? A(0) : longest_of_keys();
+  }
 
   // The loaded rows of `count` queries against all keys: leaves out_rows_, or with direct_ scores_ and softmax_.
   template <int kVectors>
@@ -62,16 +65,16 @@ class ForwardPanel {
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     std::fill(rows_ + count * row_stride_, rows_ + kWidth * row_stride_, F{});
     tokens_to_lanes(rows_, row_stride_, kWidth, dim_ / kPer, query_, kWidth, score_sign<A>(args_.shape));
-    const bool bounded = may_bound() && bound<kVectors>();
+    bool bounded = false;
+    if constexpr (kMayBound) bounded = tokens_ >= kBoundedBlock && bound<kVectors>();
     if (!bounded) softmax_.template begin<kVectors>();
     const int64_t block = bounded && !direct_ ? kBoundedBlock : kKeyBlock;
     for (int64_t key = 0; key < tokens_; key += block) {
       const int64_t keys = std::min(block, tokens_ - key);
-      if (bounded) {
-        score_bounded<kVectors>(key, keys);
-      } else {
-        score<kVectors>(key, keys);
+      if constexpr (kMayBound) {
+        if (bounded) score_bounded<kVectors>(key, keys);
       }
+      if (!bounded) score<kVectors>(key, keys);
       if (!direct_) weigh<kVectors>(key, keys);
     }
     if (logsumexp != nullptr) store_logsumexp(logsumexp, count);
@@ -91,9 +94,6 @@ class ForwardPanel {
     const auto padded = Workspace<A>::padded;
     return padded(key_block() * kPanel) + 2 * padded(out_stride_ * kPanel) + 3 * padded(kPanel);
   }
-
-  // Whether to look for a bound on the scores: |q . k| <= |q| |k|.
-  bool may_bound() const { return kPer == 1 && tokens_ >= kBoundedBlock; }
 
   // The square of the largest length of a key; NaN where one has a NaN, or the largest may be lost to one.
   A longest_of_keys() const {

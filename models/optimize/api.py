@@ -16,6 +16,7 @@ from mobilevit_kernels.models.optimize.head import fuse_heads
 from mobilevit_kernels.models.optimize.inverted_residual import fuse_inverted_residuals
 from mobilevit_kernels.models.optimize.layers import fuse_transformers
 from mobilevit_kernels.models.optimize.packed import PackedOp
+from mobilevit_kernels.models.optimize.replay import replay_forward
 
 _LOGGER = logging.getLogger("mobilevit_kernels")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -69,6 +70,7 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     optimized.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if in_bfloat16:
         _convert_to_bfloat16(optimized)
+    replay_forward(optimized)
     return optimized
 
 
