@@ -374,6 +374,27 @@ def test_outputs_of_any_arrangement() -> None:
         assert torch.equal(sums(y, x)["sum"], 1 + 2 * x)
 
 
+class Converting(nn.Module):
+    """Passes dtypes, memory formats, lists of ints and numbers to ops."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A permuted, converted and padded map."""
+        y = x.to(torch.float64).contiguous(memory_format=torch.channels_last)
+        y = nn.functional.interpolate(y, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return torch.cat((y.permute(0, 1, 3, 2), torch.full_like(y, 0.5)), 1).to(torch.bfloat16).mean((2, 3))
+
+
+def test_arguments_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    converting = Replay(Converting())
+    inputs = [images(8, seed) for seed in range(4)]
+    expected = [Converting()(x) for x in inputs]
+    assert_same(converting(inputs[0]), expected[0])
+    assert_same(converting(inputs[1]), expected[1])
+    monkeypatch.delattr(Converting, "forward")
+    assert_same(converting(inputs[2]), expected[2])
+    assert_same(converting(inputs[3]), expected[3])
+
+
 def test_plan_reports_what_it_cannot_take() -> None:
     plan = native.Plan(1)
     with pytest.raises(ValueError, match="expected 2 arguments and slots, got 1 and 1"):
