@@ -32,9 +32,8 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     (:func:`mobilevit_kernels.ops.convolution`, :func:`mobilevit_kernels.ops.depthwise_convolution`), or the classifier
     (:func:`mobilevit_kernels.ops.pooled_linear`). It has the class, the attributes and the outputs of the model, takes
     any image size, batch and memory format, may be called from several threads at once, and can be pickled. Its
-    ``state_dict`` fits a copy that was optimised from the same architecture. From the third call with inputs of one kind
-    on, its ops run without the Python between them, unless somebody watches them or the copy was changed
-    (docs/behaviour.md).
+    ``state_dict`` fits a copy that was optimised from the same architecture. From the third call on with inputs of one
+    kind, its ops run without the Python between them, unless somebody watches them or the copy was changed.
 
     Args:
         model: a MobileViT of this package, of timm or of transformers (accelerated or not), on the CPU in float32;
