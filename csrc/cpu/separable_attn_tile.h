@@ -146,23 +146,21 @@ class RunRows {
 // dots[i] = rows[i] . vector. The vector is read once for several rows.
 template <typename A>
 inline void dot_rows(const A* const* rows, int64_t count, const A* vector, int64_t n, A* dots) {
-  constexpr int64_t kLanes = Vec<A>::size();
+  constexpr int kRows = 4;
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vec<A> sums[kLanes];
-    for (auto& sum : sums) sum = Vec<A>(0);
+  for (; i + kRows <= count; i += kRows) {
+    Vec<A> sum[kRows];
+    for (auto& s : sum) s = Vec<A>(0);
     int64_t c = 0;
-    for (; c + kLanes <= n; c += kLanes) {
+    for (; c + Vec<A>::size() <= n; c += Vec<A>::size()) {
       const auto factor = Vec<A>::loadu(vector + c);
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) sums[r] = at::vec::fmadd(Vec<A>::loadu(rows[i + r] + c), factor, sums[r]);
+      for (int r = 0; r < kRows; ++r) sum[r] = at::vec::fmadd(Vec<A>::loadu(rows[i + r] + c), factor, sum[r]);
     }
     if (c < n) {
-      const auto factor = load_first(vector + c, n - c);
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) sums[r] = at::vec::fmadd(load_first(rows[i + r] + c, n - c), factor, sums[r]);
+      const auto factor = Vec<A>::loadu(vector + c, n - c);
+      for (int r = 0; r < kRows; ++r) sum[r] = at::vec::fmadd(Vec<A>::loadu(rows[i + r] + c, n - c), factor, sum[r]);
     }
-    sums_of_lanes(sums).store(dots + i);
+    for (int r = 0; r < kRows; ++r) dots[i + r] = horizontal_sum(sum[r]);
   }
   for (; i < count; ++i) dots[i] = dot(rows[i], vector, n);
 }

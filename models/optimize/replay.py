@@ -26,20 +26,15 @@ _DROPOUTS = frozenset(
 _PACKAGES = frozenset({"torch", "timm", "transformers", "mobilevit_kernels"})
 
 
-def replay_forward(module: nn.Module) -> bool:
+def replay_forward(module: nn.Module) -> None:
     """Lets a :class:`Replay` stand for the module's ``forward``; leaves one with modules of other packages as it is.
 
     Args:
         module: only infers.
-
-    Returns:
-        Whether it does.
     """
     known = all(type(part).__module__.partition(".")[0] in _PACKAGES for part in module.modules())
-    if not known or any("forward" in vars(part) for part in module.modules()):
-        return False
-    module.forward = Replay(module)
-    return True
+    if known and not any("forward" in vars(part) for part in module.modules()):
+        module.forward = Replay(module)
 
 
 class Replay:
